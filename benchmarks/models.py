@@ -1,0 +1,323 @@
+"""Networks for tests and benchmarks: real architectures, seeded random weights, warmed batch norm, as ONNX.
+
+Every network is built operator by operator; each operator is evaluated at once on a small smooth random batch, so that batch norm gets the mean and
+variance it would have learnt and activations stay in a realistic range to the last layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
+
+
+def smooth_noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """float32 images with a spectrum that falls with frequency, mean 0, deviation about 1 per sample."""
+    rng = np.random.default_rng(seed)
+    n, c, h, w = shape
+    fy, fx = np.fft.fftfreq(h)[:, None], np.fft.fftfreq(w)[None, :]
+    falloff = 1.0 / np.maximum(np.sqrt(fy**2 + fx**2), 1.0 / max(h, w))
+    field = np.fft.ifft2(np.fft.fft2(rng.standard_normal((n, c, h, w))) * falloff).real
+    field = 0.7 * field[:, :1] + 0.3 * field if c > 1 else field
+    field -= field.mean(axis=(1, 2, 3), keepdims=True)
+    return (field / field.std(axis=(1, 2, 3), keepdims=True)).astype(np.float32)
+
+
+class Net:
+    """Writes ONNX nodes and runs them on a sample at the same time. Values are named by their node."""
+
+    def __init__(self, name: str, shape: tuple[int, int, int], seed: int, dynamic_batch: bool = True, samples: int = 4) -> None:
+        self.name, self.rng, self.shape = name, np.random.default_rng(seed), shape
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.values: dict[str, torch.Tensor] = {"input": torch.from_numpy(smooth_noise((samples, *shape), seed + 1))}
+        self.count: dict[str, int] = {}
+        self.batch: str | int = "N" if dynamic_batch else 1
+
+    def fresh(self, kind: str) -> str:
+        self.count[kind] = self.count.get(kind, 0) + 1
+        return f"{kind}{self.count[kind]}"
+
+    def weight(self, name: str, value: np.ndarray) -> str:
+        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def node(self, op: str, inputs: list[str], value: torch.Tensor, name: str | None = None, **attrs: object) -> str:
+        name = name or self.fresh(op.lower())
+        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attrs))
+        self.values[name] = value
+        return name
+
+    def channels(self, x: str) -> int:
+        return int(self.values[x].shape[1])
+
+    def conv(self, x: str, out: int, kernel: int = 3, stride: int = 1, pad: int | None = None, groups: int = 1, bias: bool = False,
+             dilation: int = 1, name: str | None = None, gain: float = 2.0) -> str:
+        name = name or self.fresh("conv")
+        pad = (kernel - 1) * dilation // 2 if pad is None else pad
+        shape = (out, self.channels(x) // groups, kernel, kernel)
+        w = (self.rng.standard_normal(shape) * np.sqrt(gain / (shape[1] * kernel * kernel))).astype(np.float32)
+        inputs = [x, self.weight(name + ".weight", w)]
+        b = (self.rng.standard_normal(out) * 0.1).astype(np.float32) if bias else None
+        if b is not None:
+            inputs.append(self.weight(name + ".bias", b))
+        y = F.conv2d(self.values[x], torch.from_numpy(w), None if b is None else torch.from_numpy(b), stride, pad, dilation, groups)
+        return self.node("Conv", inputs, y, name, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4, group=groups, dilations=[dilation] * 2)
+
+    def conv_transpose(self, x: str, out: int, kernel: int, stride: int, pad: int, output_pad: int = 0, bias: bool = False) -> str:
+        name = self.fresh("convtranspose")
+        w = (self.rng.standard_normal((self.channels(x), out, kernel, kernel)) * np.sqrt(2.0 * stride * stride / (self.channels(x) * kernel * kernel))).astype(np.float32)
+        inputs = [x, self.weight(name + ".weight", w)]
+        b = (self.rng.standard_normal(out) * 0.1).astype(np.float32) if bias else None
+        if b is not None:
+            inputs.append(self.weight(name + ".bias", b))
+        y = F.conv_transpose2d(self.values[x], torch.from_numpy(w), None if b is None else torch.from_numpy(b), stride, pad, output_pad)
+        return self.node("ConvTranspose", inputs, y, name, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4, output_padding=[output_pad] * 2)
+
+    def norm(self, x: str) -> str:
+        """Batch norm with the statistics of the sample, and a scale and shift as training leaves them."""
+        name, v, c = self.fresh("bn"), self.values[x], self.channels(x)
+        mean, var = v.mean(dim=(0, 2, 3)), v.var(dim=(0, 2, 3), unbiased=False) + 1e-3
+        gamma = (self.rng.uniform(0.5, 1.5, c)).astype(np.float32)
+        beta = (self.rng.standard_normal(c) * 0.2).astype(np.float32)
+        arrays = {"scale": gamma, "bias": beta, "mean": mean.numpy(), "var": var.numpy()}
+        inputs = [x] + [self.weight(f"{name}.{key}", value) for key, value in arrays.items()]
+        y = F.batch_norm(v, mean, var, torch.from_numpy(gamma), torch.from_numpy(beta), False, 0.0, 1e-5)
+        return self.node("BatchNormalization", inputs, y, name, epsilon=1e-5)
+
+    def instance_norm(self, x: str) -> str:
+        name, c = self.fresh("instancenorm"), self.channels(x)
+        inputs = [x, self.weight(name + ".scale", np.ones(c, np.float32)), self.weight(name + ".bias", np.zeros(c, np.float32))]
+        return self.node("InstanceNormalization", inputs, F.instance_norm(self.values[x]), name, epsilon=1e-5)
+
+    def relu(self, x: str) -> str:
+        return self.node("Relu", [x], F.relu(self.values[x]))
+
+    def relu6(self, x: str) -> str:
+        name = self.fresh("clip")
+        low, high = self.weight(name + ".min", np.float32(0)), self.weight(name + ".max", np.float32(6))
+        return self.node("Clip", [x, low, high], self.values[x].clamp(0, 6), name)
+
+    def tanh(self, x: str) -> str:
+        return self.node("Tanh", [x], self.values[x].tanh())
+
+    def add(self, a: str, b: str) -> str:
+        return self.node("Add", [a, b], self.values[a] + self.values[b])
+
+    def concat(self, *xs: str) -> str:
+        return self.node("Concat", list(xs), torch.cat([self.values[x] for x in xs], 1), axis=1)
+
+    def max_pool(self, x: str, kernel: int, stride: int, pad: int = 0) -> str:
+        return self.node("MaxPool", [x], F.max_pool2d(self.values[x], kernel, stride, pad), kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4)
+
+    def avg_pool(self, x: str, kernel: int, stride: int) -> str:
+        return self.node("AveragePool", [x], F.avg_pool2d(self.values[x], kernel, stride), kernel_shape=[kernel] * 2, strides=[stride] * 2)
+
+    def upsample(self, x: str, factor: int = 2, mode: str = "nearest") -> str:
+        name = self.fresh("resize")
+        scales = self.weight(name + ".scales", np.array([1, 1, factor, factor], np.float32))
+        y = F.interpolate(self.values[x], scale_factor=factor, mode="nearest" if mode == "nearest" else "bilinear")
+        attrs = dict(coordinate_transformation_mode="asymmetric", nearest_mode="floor") if mode == "nearest" else dict(coordinate_transformation_mode="half_pixel")
+        return self.node("Resize", [x, "", scales], y, name, mode=mode, **attrs)
+
+    def reflect_pad(self, x: str, p: int) -> str:
+        name = self.fresh("pad")
+        pads = self.weight(name + ".pads", np.array([0, 0, p, p, 0, 0, p, p], np.int64))
+        return self.node("Pad", [x, pads], F.pad(self.values[x], (p, p, p, p), mode="reflect"), name, mode="reflect")
+
+    def depth_to_space(self, x: str, block: int) -> str:
+        return self.node("DepthToSpace", [x], F.pixel_shuffle(self.values[x], block), blocksize=block, mode="CRD")
+
+    def head(self, x: str, classes: int) -> str:
+        pooled = self.node("GlobalAveragePool", [x], self.values[x].mean(dim=(2, 3), keepdim=True))
+        return self.linear(self.node("Flatten", [pooled], self.values[pooled].flatten(1), axis=1), classes)
+
+    def linear(self, x: str, out: int) -> str:
+        name = self.fresh("fc")
+        w = (self.rng.standard_normal((out, self.channels(x))) * np.sqrt(1.0 / self.channels(x))).astype(np.float32)
+        b = (self.rng.standard_normal(out) * 0.1).astype(np.float32)
+        y = self.values[x] @ torch.from_numpy(w).T + torch.from_numpy(b)
+        return self.node("Gemm", [x, self.weight(name + ".weight", w), self.weight(name + ".bias", b)], y, name, transB=1)
+
+    def conv_bn_relu(self, x: str, out: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: Callable[[str], str] | None = None) -> str:
+        y = self.norm(self.conv(x, out, kernel, stride, groups=groups))
+        return (act or self.relu)(y)
+
+    def model(self, output: str) -> onnx.ModelProto:
+        shape = list(self.values[output].shape)
+        graph = helper.make_graph(
+            [*self.nodes, helper.make_node("Identity", [output], ["output"], name="output_identity")], self.name,
+            [helper.make_tensor_value_info("input", TensorProto.FLOAT, [self.batch, *self.shape])],
+            [helper.make_tensor_value_info("output", TensorProto.FLOAT, [self.batch, *shape[1:]])], self.initializers)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9, producer_name="lpsn_tvm benchmarks")
+        onnx.checker.check_model(model)
+        return model
+
+
+def _basic_block(net: Net, x: str, out: int, stride: int) -> str:
+    y = net.conv_bn_relu(x, out, 3, stride)
+    y = net.norm(net.conv(y, out, 3))
+    short = x if stride == 1 and net.channels(x) == out else net.norm(net.conv(x, out, 1, stride))
+    return net.relu(net.add(y, short))
+
+
+@torch.no_grad()
+def resnet18(seed: int = 0, classes: int = 1000, size: int = 224) -> onnx.ModelProto:
+    """ResNet-18 (He et al. 2016), 11.7 M parameters, 1.8 GMAC at 224."""
+    net = Net("resnet18", (3, size, size), seed)
+    x = net.max_pool(net.conv_bn_relu("input", 64, 7, 2), 3, 2, 1)
+    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        x = _basic_block(net, _basic_block(net, x, width, stride), width, 1)
+    return net.model(net.head(x, classes))
+
+
+@torch.no_grad()
+def resnet20(seed: int = 0, classes: int = 10, size: int = 32) -> onnx.ModelProto:
+    """The CIFAR ResNet-20, 0.27 M parameters."""
+    net = Net("resnet20", (3, size, size), seed)
+    x = net.conv_bn_relu("input", 16)
+    for width, stride in ((16, 1), (32, 2), (64, 2)):
+        for index in range(3):
+            x = _basic_block(net, x, width, stride if index == 0 else 1)
+    return net.model(net.head(x, classes))
+
+
+@torch.no_grad()
+def resnet50(seed: int = 0, classes: int = 1000, size: int = 224) -> onnx.ModelProto:
+    """ResNet-50 with the stride in the 3x3 convolution, 25.6 M parameters, 4.1 GMAC at 224."""
+    net = Net("resnet50", (3, size, size), seed, samples=2)
+    x = net.max_pool(net.conv_bn_relu("input", 64, 7, 2), 3, 2, 1)
+    for width, stride, depth in ((64, 1, 3), (128, 2, 4), (256, 2, 6), (512, 2, 3)):
+        for index in range(depth):
+            s = stride if index == 0 else 1
+            y = net.conv_bn_relu(net.conv_bn_relu(x, width, 1), width, 3, s)
+            y = net.norm(net.conv(y, width * 4, 1))
+            short = net.norm(net.conv(x, width * 4, 1, s)) if index == 0 else x
+            x = net.relu(net.add(y, short))
+    return net.model(net.head(x, classes))
+
+
+@torch.no_grad()
+def vgg11(seed: int = 0, classes: int = 10, size: int = 32) -> onnx.ModelProto:
+    """VGG-11 with batch norm for 32 x 32 images, 9.2 M parameters."""
+    net, x = Net("vgg11", (3, size, size), seed), "input"
+    for step in (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"):
+        x = net.max_pool(x, 2, 2) if step == "M" else net.conv_bn_relu(x, int(step))
+    return net.model(net.linear(net.node("Flatten", [x], net.values[x].flatten(1), axis=1), classes))
+
+
+@torch.no_grad()
+def mobilenet_v2(seed: int = 0, classes: int = 1000, size: int = 224) -> onnx.ModelProto:
+    """MobileNetV2 1.0 (Sandler et al. 2018), 3.5 M parameters, 0.3 GMAC at 224."""
+    net = Net("mobilenet_v2", (3, size, size), seed)
+    x = net.conv_bn_relu("input", 32, 3, 2, act=net.relu6)
+    for expand, out, depth, stride in ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)):
+        for index in range(depth):
+            s, width = stride if index == 0 else 1, net.channels(x) * expand
+            y = x if expand == 1 else net.conv_bn_relu(x, width, 1, act=net.relu6)
+            y = net.conv_bn_relu(y, width, 3, s, groups=width, act=net.relu6)
+            y = net.norm(net.conv(y, out, 1))
+            x = net.add(x, y) if s == 1 and net.channels(x) == out else y
+    return net.model(net.head(net.conv_bn_relu(x, 1280, 1, act=net.relu6), classes))
+
+
+@torch.no_grad()
+def espcn(seed: int = 0, scale: int = 3, height: int = 240, width: int = 320) -> onnx.ModelProto:
+    """ESPCN super-resolution (Shi et al. 2016) on luma: 5x5x64, 3x3x32, 3x3xr^2, pixel shuffle."""
+    net = Net("espcn", (1, height, width), seed, samples=1)
+    x = net.tanh(net.conv("input", 64, 5, bias=True, gain=1.0))
+    x = net.tanh(net.conv(x, 32, 3, bias=True, gain=1.0))
+    return net.model(net.depth_to_space(net.conv(x, scale * scale, 3, bias=True, gain=1.0), scale))
+
+
+@torch.no_grad()
+def densenet121(seed: int = 0, classes: int = 1000, size: int = 224) -> onnx.ModelProto:
+    """DenseNet-121 (Huang et al. 2017), growth 32, 8 M parameters."""
+    net = Net("densenet121", (3, size, size), seed, samples=2)
+    x = net.max_pool(net.conv_bn_relu("input", 64, 7, 2), 3, 2, 1)
+    for stage, depth in enumerate((6, 12, 24, 16)):
+        for _ in range(depth):
+            y = net.conv(net.relu(net.norm(x)), 128, 1)
+            x = net.concat(x, net.conv(net.relu(net.norm(y)), 32, 3))
+        if stage < 3:
+            x = net.avg_pool(net.conv(net.relu(net.norm(x)), net.channels(x) // 2, 1), 2, 2)
+    return net.model(net.head(net.relu(net.norm(x)), classes))
+
+
+@torch.no_grad()
+def preact_resnet18(seed: int = 0, classes: int = 100, size: int = 32) -> onnx.ModelProto:
+    """PreActResNet-18 for 32 x 32 images: norm and ReLU before each convolution, so norms follow sums."""
+    net = Net("preact_resnet18", (3, size, size), seed)
+    x = net.conv("input", 64)
+    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        for index in range(2):
+            s = stride if index == 0 else 1
+            pre = net.relu(net.norm(x))
+            short = net.conv(pre, width, 1, s) if s != 1 or net.channels(x) != width else x
+            y = net.conv(net.relu(net.norm(net.conv(pre, width, 3, s))), width)
+            x = net.add(y, short)
+    return net.model(net.head(net.relu(net.norm(x)), classes))
+
+
+@torch.no_grad()
+def unet(seed: int = 0, classes: int = 19, size: int = 128, base: int = 32) -> onnx.ModelProto:
+    """U-Net (Ronneberger et al. 2015): four levels, skip concatenation, transposed convolution."""
+    net, x, skips = Net("unet", (3, size, size), seed, samples=2), "input", []
+    for level in range(4):
+        x = net.conv_bn_relu(net.conv_bn_relu(x, base << level), base << level)
+        skips.append(x)
+        x = net.max_pool(x, 2, 2)
+    x = net.conv_bn_relu(net.conv_bn_relu(x, base << 4), base << 4)
+    for level in reversed(range(4)):
+        x = net.concat(skips[level], net.conv_transpose(x, base << level, 2, 2, 0, bias=True))
+        x = net.conv_bn_relu(net.conv_bn_relu(x, base << level), base << level)
+    return net.model(net.conv(x, classes, 1, bias=True, gain=1.0))
+
+
+@torch.no_grad()
+def frrn(seed: int = 0, classes: int = 19, size: int = 128) -> onnx.ModelProto:
+    """A full-resolution residual network (Pohlen et al. 2017): a 32-channel full-resolution stream beside a pooled one."""
+    net = Net("frrn", (3, size, size), seed, samples=2)
+    y = _basic_block(net, net.conv_bn_relu("input", 48, 5), 48, 1)
+    z = net.conv(y, 32, 1)
+    plan = ((2, 96), (4, 192), (8, 192), (4, 192), (2, 96))
+    level = 1
+    for scale, width in plan:
+        while level < scale:
+            y, level = net.max_pool(y, 2, 2), level * 2
+        while level > scale:
+            y, level = net.upsample(y, 2), level // 2
+        joined = net.concat(y, net.max_pool(z, scale, scale))
+        y = net.conv_bn_relu(net.conv_bn_relu(joined, width), width)
+        z = net.add(z, net.upsample(net.conv(y, 32, 1, bias=True, gain=0.2), scale))
+    y = net.upsample(y, 2, mode="linear")
+    x = _basic_block(net, net.conv_bn_relu(net.concat(y, z), 48, 1), 48, 1)
+    return net.model(net.conv(x, classes, 1, bias=True, gain=1.0))
+
+
+@torch.no_grad()
+def cyclegan_generator(seed: int = 0, size: int = 128, blocks: int = 6, base: int = 32) -> onnx.ModelProto:
+    """The CycleGAN generator (Zhu et al. 2017): reflection pads, instance norm, residual blocks, transposed convolutions, tanh."""
+    net = Net("cyclegan_generator", (3, size, size), seed, samples=1)
+    x = net.relu(net.instance_norm(net.conv(net.reflect_pad("input", 3), base, 7, pad=0, bias=True)))
+    for width in (base * 2, base * 4):
+        x = net.relu(net.instance_norm(net.conv(x, width, 3, 2, bias=True)))
+    for _ in range(blocks):
+        y = net.relu(net.instance_norm(net.conv(net.reflect_pad(x, 1), base * 4, 3, pad=0, bias=True)))
+        x = net.add(x, net.instance_norm(net.conv(net.reflect_pad(y, 1), base * 4, 3, pad=0, bias=True)))
+    for width in (base * 2, base):
+        x = net.relu(net.instance_norm(net.conv_transpose(x, width, 3, 2, 1, 1, bias=True)))
+    return net.model(net.tanh(net.conv(net.reflect_pad(x, 3), 3, 7, pad=0, bias=True, gain=1.0)))
+
+
+LATENCY_NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "resnet18": resnet18, "resnet20": resnet20, "vgg11": vgg11, "mobilenet_v2": mobilenet_v2, "espcn": espcn,
+}
+STRUCTURE_NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "densenet121": densenet121, "mobilenet_v2": mobilenet_v2, "preact_resnet18": preact_resnet18, "unet": unet, "frrn": frrn,
+    "cyclegan_generator": cyclegan_generator,
+}
