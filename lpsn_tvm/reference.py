@@ -46,7 +46,7 @@ def run_reference(
             raise ModelError(f"input is {value.dtype}{list(value.shape)}, not {wanted}", where=param.name)
         values[param.name] = value
     for var, expr in graph.bindings(mod):
-        values[var.name] = _evaluate(expr, values)
+        values[var.name] = evaluate(expr, values)
     result = {name: values[name] for name in output_variables(mod)}
     for name in fetch or []:
         result[name] = values[name]
@@ -65,18 +65,18 @@ def output_variables(mod: Any) -> list[str]:
     return resolve(mod["main"].body.body)
 
 
-def _evaluate(expr: Any, values: Mapping[str, Any]) -> Any:
+def evaluate(expr: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(expr, relax.Var):
         return values[expr.name]
     if isinstance(expr, relax.Tuple):
-        return tuple(_evaluate(field, values) for field in expr.fields)
+        return tuple(evaluate(field, values) for field in expr.fields)
     if graph.is_constant(expr):
         return graph.constant_value(expr)
     name = graph.op_name(expr)
     attrs = graph.call_attrs(expr)
     if name in quant.OPERATORS:
-        return quant.OPERATORS[name](*[_evaluate(arg, values) for arg in expr.args[1:]], **attrs)
-    return evaluate_float(expr, [_evaluate(arg, values) for arg in expr.args if not isinstance(arg, relax.ShapeExpr)])
+        return quant.OPERATORS[name](*[evaluate(arg, values) for arg in expr.args[1:]], **attrs)
+    return evaluate_float(expr, [evaluate(arg, values) for arg in expr.args if not isinstance(arg, relax.ShapeExpr)])
 
 
 def evaluate_float(call: Any, operands: list[Any]) -> quant.Array:
