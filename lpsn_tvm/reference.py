@@ -1,7 +1,7 @@
 """Reference execution of an integer Relax module: the numpy functions of `quant`, one binding after the other.
 
-This is what "bit for bit" means: a compiled module must return exactly what `run_reference` returns for the same feeds. Relax operators that
-stayed float are computed by the torch interpreter's operator functions; only those may differ from compiled code by float rounding.
+This is what "bit for bit" means: a compiled module must return exactly what `run_reference` returns for the same feeds. Operators that stayed float,
+as Relax (torch interpreter's functions) or fused (`float_ops`), may differ from compiled code by float rounding, nothing else.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from lpsn_tvm import graph, quant
-from lpsn_tvm.errors import ModelError
+from lpsn_tvm import float_ops, graph, quant
+from lpsn_tvm.errors import ModelError, UnsupportedOpError
+
+_OPERATORS: dict[str, Any] = {**quant.OPERATORS, **float_ops.OPERATORS}
 
 
 def run_reference(
@@ -66,19 +68,32 @@ def output_variables(mod: Any) -> list[str]:
 
 
 def evaluate(expr: Any, values: Mapping[str, Any]) -> Any:
+    """The value of one bound expression, given the values of the variables it reads (numpy in, numpy out)."""
     if isinstance(expr, relax.Var):
         return values[expr.name]
     if isinstance(expr, relax.Tuple):
-        return tuple(evaluate(field, values) for field in expr.fields)
+        return tuple(evaluate(item, values) for item in expr.fields)
     if graph.is_constant(expr):
         return graph.constant_value(expr)
     name = graph.op_name(expr)
-    attrs = graph.call_attrs(expr)
-    if name in quant.OPERATORS:
-        return quant.OPERATORS[name](*[evaluate(arg, values) for arg in expr.args[1:]], **attrs)
-    return evaluate_float(expr, [evaluate(arg, values) for arg in expr.args if not isinstance(arg, relax.ShapeExpr)])
+    if name in _OPERATORS:
+        return _OPERATORS[name](*[evaluate(arg, values) for arg in expr.args[1:]], **graph.call_attrs(expr))
+    return evaluate_float(expr, values)
 
 
-def evaluate_float(call: Any, operands: list[Any]) -> quant.Array:
-    """One float Relax operator on numpy operands, by the torch interpreter's operator function."""
-    raise ModelError("float operators need the torch interpreter", where=graph.op_name(call))
+def evaluate_float(call: Any, values: Mapping[str, Any]) -> quant.Array:
+    """One Relax operator in float, by the torch interpreter's operator function."""
+    import torch
+
+    from lpsn_tvm.interpreter import _operands as operands_of
+    from lpsn_tvm.interpreter_ops import FACTORIES, Node
+
+    op = graph.op_name(call)
+    if op not in FACTORIES:
+        raise UnsupportedOpError(f"operator {op or type(call).__name__} cannot be evaluated")
+    attrs = graph.call_attrs(call)
+    operands = operands_of(call, op, attrs)
+    node = Node(op, op, attrs, tuple(graph.shape_of(operand) for operand in operands), graph.shape_of(call))
+    tensors = [torch.from_numpy(np.array(evaluate(operand, values))) for operand in operands]
+    result: quant.Array = FACTORIES[op](node)(*tensors).numpy()
+    return np.ascontiguousarray(result)

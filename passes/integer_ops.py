@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,11 +19,55 @@ from tvm import relax
 
 from lpsn_tvm import graph, quant
 from lpsn_tvm.errors import QuantizeError
+from lpsn_tvm.quant import QuantParams
 
 Shape = tuple[int, ...]
 Attrs = dict[str, Any]
 
 PREFIX = "lpsn."
+
+
+@dataclass(frozen=True)
+class IntegerTensor:
+    """An expression that holds integers, and what they mean."""
+
+    expr: Any
+    params: QuantParams
+
+    @property
+    def scale(self) -> float:
+        """The per-tensor scale, a float32 value."""
+        return scale_of(self.params)
+
+    @property
+    def zero_point(self) -> int:
+        """The integer that stands for 0.0."""
+        return int(self.params.zero_point)
+
+
+def scale_of(params: QuantParams) -> float:
+    """The per-tensor scale of `params`, a float32 value."""
+    return float(np.float32(np.asarray(params.scale).reshape(-1)[0]))
+
+
+def result_attrs(params: QuantParams, low: float = -np.inf, high: float = np.inf) -> Attrs:
+    """Attributes of a requantized result: zero point, container, and the range clamped to the real interval [low, high].
+
+    ReLU, ReLU6 and clip cost nothing this way: `qmin = max(qmin, rint(low / scale) + zero_point)`, `qmax` likewise.
+    """
+    scale, zero_point = scale_of(params), int(params.zero_point)
+
+    def integer(bound: float, fallback: int) -> int:
+        if not np.isfinite(bound):
+            return fallback
+        return int(np.clip(np.rint(np.float64(bound) / scale) + zero_point, params.qmin, params.qmax))
+
+    return {
+        "out_zero_point": zero_point,
+        "qmin": integer(low, params.qmin),
+        "qmax": integer(high, params.qmax),
+        "out_dtype": params.dtype,
+    }
 
 
 def is_integer_op(call: Any) -> bool:

@@ -1,0 +1,130 @@
+"""Weighted layers in integers: scales, int32 biases, and the proof that no accumulator overflows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lpsn_tvm import graph
+from lpsn_tvm.errors import QuantizeError
+from lpsn_tvm.graph import Layer
+from lpsn_tvm.passes.integer_ops import IntegerTensor, integer_call, result_attrs, scale_of
+from lpsn_tvm.quant import Array, QuantizedWeight, QuantParams
+
+INT32_MAX = 2**31 - 1
+Interval = tuple[float, float]
+EVERYTHING: Interval = (-np.inf, np.inf)
+
+
+def lower_layer(
+    layer: Layer,
+    weight: QuantizedWeight,
+    x: IntegerTensor,
+    out: QuantParams | None,
+    interval: Interval = EVERYTHING,
+    residual: IntegerTensor | None = None,
+) -> Any:
+    """The integer call of a layer with its epilogue.
+
+    Parameters
+    ----------
+    layer : Layer
+        Canonical layer; its float weight is not read.
+    weight : QuantizedWeight
+        Integer weight in the layer's layout, its scales, the float bias.
+    x : IntegerTensor
+        Input.
+    out : QuantParams or None
+        Parameters of the result; None: the result is float32 (no interval, no residual).
+    interval : (low, high)
+        Real interval that the result is clamped to (ReLU: (0, inf)).
+    residual : IntegerTensor, optional
+        Added before the clamp.
+
+    Raises
+    ------
+    QuantizeError
+        The worst case of the accumulator does not fit int32, or a scale is not a positive number.
+    """
+    values, bias, channel_scale = integer_weight(layer, weight, x)
+    if out is None:
+        scale, attrs = channel_scale, {"out_dtype": "float32", "out_zero_point": 0, "qmin": 0, "qmax": 0}
+    else:
+        scale, attrs = channel_scale / scale_of(out), result_attrs(out, *interval)
+    tensors = [x.expr, graph.constant(values), graph.constant(bias), graph.constant(scale.astype(np.float32))]
+    attrs["x_zero_point"] = x.zero_point
+    if residual is not None and out is not None:
+        tensors.append(residual.expr)
+        attrs["residual_multiplier"] = residual.scale / scale_of(out)
+        attrs["residual_zero_point"] = residual.zero_point
+    for name in () if layer.kind == "dense" else ("strides", "padding", "dilation", "groups"):
+        attrs[name] = layer.attrs[name]
+    if layer.kind == "conv2d_transpose":
+        attrs["output_padding"] = layer.attrs["output_padding"]
+    return integer_call(f"lpsn.{layer.kind}", tensors, attrs, out_shape=layer.out_shape)
+
+
+def integer_weight(layer: Layer, weight: QuantizedWeight, x: IntegerTensor) -> tuple[Array, Array, Array]:
+    """Integer weight, int32 bias (zero-point term folded in) and float64 accumulator scale per output channel.
+
+    A channel whose bias is so much larger than its weights that `bias / scale` leaves int32 (a dead channel, usually) gets a coarser weight scale by a
+    power of two: the weight's rounding error stays below the bias's own float32 resolution.
+    """
+    channels = layer.out_channels
+    scale = np.broadcast_to(np.asarray(weight.params.scale, np.float64).reshape(-1), (channels,)) * x.scale
+    if not (np.all(np.isfinite(scale)) and np.all(scale > 0)):
+        raise QuantizeError("weight and input scales must be positive numbers", where=layer.name)
+    if not np.all(np.isfinite(weight.bias)):
+        raise QuantizeError("the bias is not finite", where=layer.name)
+    rows = rows_by_output(layer, np.asarray(weight.values)).astype(np.int64)
+    reach = np.abs(rows).sum(axis=1) * _largest_input(layer, x.params)
+    room = INT32_MAX - reach
+    if np.any(room <= 0):
+        worst = int(reach.max())
+        raise QuantizeError(
+            f"the worst case of its accumulator is {worst}, above {INT32_MAX}; list it in `ignore` or use fewer bits",
+            where=layer.name,
+        )
+    real_bias = np.asarray(weight.bias, np.float64).reshape(-1)
+    values = np.asarray(weight.values)
+    excess = np.abs(real_bias / scale) / np.minimum(room / 2, 2.0**30)
+    if np.any(excess > 1):
+        factor = np.exp2(np.ceil(np.log2(np.maximum(excess, 1.0))))
+        values = np.rint(values / _per_output(layer, factor, values.ndim)).astype(np.int8)
+        scale = scale * factor
+        rows = rows_by_output(layer, values).astype(np.int64)
+    bias = np.rint(real_bias / scale).astype(np.int64)
+    if layer.kind != "conv2d_transpose":
+        bias = bias - x.zero_point * rows.sum(axis=1)
+    return values.astype(np.int8), bias.astype(np.int32), scale
+
+
+def _largest_input(layer: Layer, params: QuantParams) -> int:
+    """Largest magnitude that an input integer has in the accumulation."""
+    offset = params.zero_point if layer.kind == "conv2d_transpose" else 0
+    largest = max(abs(params.qmin - offset), abs(params.qmax - offset))
+    # The bias carries zero_point * sum(weight), which needs room too.
+    return largest + (0 if layer.kind == "conv2d_transpose" else abs(params.zero_point))
+
+
+def rows_by_output(layer: Layer, values: Array) -> Array:
+    """The weight as a matrix [output channel, everything that the channel sums over]."""
+    if layer.kind == "conv2d":
+        return values.reshape(values.shape[0], -1)
+    if layer.kind == "dense":
+        return values.T
+    channels, group_out, kh, kw = values.shape
+    grouped = values.reshape(layer.groups, channels // layer.groups, group_out, kh * kw)
+    return grouped.transpose(0, 2, 1, 3).reshape(layer.groups * group_out, -1)
+
+
+def _per_output(layer: Layer, vector: Array, ndim: int) -> Array:
+    """`vector`, one value per output channel, in a shape that broadcasts against the weight."""
+    if layer.kind == "conv2d":
+        return vector.reshape((-1,) + (1,) * (ndim - 1))
+    if layer.kind == "dense":
+        return vector.reshape(1, -1)
+    channels = layer.in_channels
+    per_group = vector.reshape(layer.groups, 1, -1)
+    return np.broadcast_to(per_group, (layer.groups, channels // layer.groups, per_group.shape[2])).reshape(channels, -1, 1, 1)
