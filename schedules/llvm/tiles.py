@@ -1,0 +1,58 @@
+"""Register tiles for convolution-like kernels by an analytic rule, no tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lpsn_tvm.schedules.llvm.isa import Isa
+
+LATENCY = 5
+"""Cycles until an accumulator may be used again (vpdpbusd, vpmaddwd + vpaddd)."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Pixels (rows x columns) times blocks of 16 output channels that one register tile holds."""
+
+    rows: int
+    columns: int
+    blocks: int
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels of the tile."""
+        return self.rows * self.columns
+
+
+def choose_tile(isa: Isa, height: int, width: int, blocks: int, *, steps_per_pixel: int = 1, max_blocks: int = 16) -> Tile:
+    """The tile of least estimated cycles among those whose accumulators, weights and one broadcast fit the registers.
+
+    A step of a tile issues pixels x blocks products (two per cycle), pixels broadcasts and `blocks` weight loads (two per cycle), and takes at least one
+    latency. Partial tiles are computed in full (the last tile overlaps its neighbour), so their waste counts.
+
+    Parameters
+    ----------
+    isa : Isa
+    height, width : int
+        Output map.
+    blocks : int
+        Output channel blocks; the tile's blocks divide it.
+    """
+    per_block = max(1, 64 // isa.vector_bytes)
+    budget = isa.registers - 1
+    best: tuple[float, int, int] | None = None
+    tile = Tile(1, 1, 1)
+    for ocb in (b for b in range(1, min(blocks, max_blocks) + 1) if blocks % b == 0):
+        for columns in range(1, min(width, 28) + 1):
+            for rows in range(1, 1 + (min(height, 8) if columns == width and columns < 8 else 1)):
+                pixels = rows * columns
+                if (pixels * ocb + min(ocb, 4)) * per_block + 1 > budget:
+                    break
+                tiles = -(-height // rows) * -(-width // columns) * (blocks // ocb)
+                products, loads = pixels * ocb * per_block, pixels * steps_per_pixel + ocb * per_block
+                cost = tiles * max(products / 2, loads / 2 + products / 8, float(LATENCY))
+                # Among equals: fewer, larger tiles in pixels (weights are streamed once per tile).
+                rank = (cost, -pixels, -ocb)
+                if best is None or rank < best:
+                    best, tile = rank, Tile(rows, columns, ocb)
+    return tile
