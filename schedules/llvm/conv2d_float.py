@@ -1,0 +1,259 @@
+"""Float convolution on blocked channels: a register tile of pixels x channel blocks, fed by broadcast pixels and 16-lane weights.
+
+Reads data [N, C/16, H, W, 16] (few channels: plain [N, C, H, W]) and weights [O/16, C/inner, kh, kw, inner, 16]; writes [N, O/16, OH, OW, 16] with
+bias, residual and clip fused. Tiles that overhang the image compute into a padded accumulator and store only what exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.llvm.float_groups import ChannelReads, channel_reads, pack_channels, pack_weight
+from lpsn_tvm.schedules.llvm.float_tiles import Tile, choose_tile
+from lpsn_tvm.schedules.llvm.isa import Isa
+from lpsn_tvm.schedules.llvm.views import LANES, View, compute, placeholder, prim_func
+
+PLAIN_CHANNELS = 4
+"""Inputs with at most so many channels are read as plain NCHW: 16 lanes would be mostly padding."""
+
+ROOT_PAD_BYTES = 1 << 20
+"""A padded copy up to this size is made at once; a larger one row chunk by row chunk, so that it stays in cache."""
+
+CHUNK_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """Everything the code of a float convolution depends on.
+
+    Parameters
+    ----------
+    data, out : TensorSpec
+    residual : TensorSpec or None
+    kernel, strides, dilation : (int, int)
+    padding : (int, int)
+        Top and left.
+    reads : ChannelReads
+    low, high : float
+    tile : Tile
+    flat : bool
+        1x1 stride 1 without padding: rows are joined, a tile may cross them.
+    """
+
+    data: TensorSpec
+    out: TensorSpec
+    residual: TensorSpec | None
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int]
+    reads: ChannelReads
+    low: float
+    high: float
+    tile: Tile
+    flat: bool
+
+
+def conv2d_float(
+    inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Isa
+) -> Kernel | None:
+    """Kernel of `lpsn.float_conv2d` (any groups; depthwise has its own, faster one)."""
+    data, weight = inputs[0], constants.get("weight")
+    if data.dtype != "float32" or weight is None or "bias" not in constants:
+        return None
+    shape = conv_shape(inputs, weight, attrs, isa)
+    packed = [pack_weight(weight, shape.reads, int(attrs["groups"])), pack_channels(constants["bias"], weight.shape[0])]
+    if shape.reads.per_group is None:
+        packed.append(np.asarray(shape.reads.first, np.int32))
+    read = (shape.data,) if shape.residual is None else (shape.data, shape.residual)
+    return Kernel(lambda: build(shape), tuple(packed), shape.out, ("float_conv2d", shape, isa), read)
+
+
+def conv_shape(inputs: tuple[TensorSpec, ...], weight: Array, attrs: Mapping[str, Any], isa: Isa) -> ConvShape:
+    """Layouts, output size and tile of a convolution."""
+    data = inputs[0].with_block(0 if inputs[0].shape[1] <= PLAIN_CHANNELS else LANES)
+    n, channels, height, width = data.shape
+    out_channels, _, kh, kw = weight.shape
+    (sh, sw), (dh, dw) = attrs["strides"], attrs["dilation"]
+    top, left, bottom, right = attrs["padding"]
+    oh = (height + top + bottom - dh * (kh - 1) - 1) // sh + 1
+    ow = (width + left + right - dw * (kw - 1) - 1) // sw + 1
+    out = TensorSpec((n, out_channels, oh, ow), "float32", LANES)
+    reads = channel_reads(channels, out_channels, int(attrs["groups"]))
+    flat = (kh, kw, sh, sw) == (1, 1, 1, 1) and (top, left, bottom, right) == (0, 0, 0, 0)
+    rows, columns = (1, oh * ow) if flat else (oh, ow)
+    copies = not (top or left or bottom or right)
+    tile = choose_tile(rows, columns, reads.per_group or 1, reads.span * kh * kw, isa, overhang_copies=copies)
+    residual = inputs[1].with_block(LANES) if len(inputs) > 1 else None
+    return ConvShape(
+        data, out, residual, (kh, kw), (sh, sw), (dh, dw), (top, left), reads, float(attrs["low"]), float(attrs["high"]), tile, flat
+    )
+
+
+def build(shape: ConvShape) -> Any:
+    """The scheduled TIR function."""
+    return _schedule(_define(shape), shape)
+
+
+def extent(shape: ConvShape) -> tuple[int, int]:
+    """Rows and columns of the accumulator: the output's, rounded up to whole tiles."""
+    _, _, oh, ow = shape.out.shape
+    rows, columns = (1, oh * ow) if shape.flat else (oh, ow)
+    return -(-rows // shape.tile.rows) * shape.tile.rows, -(-columns // shape.tile.columns) * shape.tile.columns
+
+
+def _padded(shape: ConvShape, data: Any) -> View:
+    """Data with zeros around it, as far as some tile reads; the data itself where nothing is missing."""
+    from tvm import tirx
+
+    n, channels, height, width = shape.data.shape
+    rows, columns = extent(shape)
+    view = View(data, shape.data)
+    if shape.flat:
+        if columns == height * width:
+            flat = TensorSpec((n, channels, 1, columns), "float32", shape.data.block)
+            return _Flat(view, flat, width)
+        spec = TensorSpec((n, channels, 1, columns), "float32", shape.data.block)
+        return View(compute(spec, lambda b, c, y, x: tirx.if_then_else(
+            x < height * width, view(b, c, x // width, x % width), tirx.const(0.0, "float32")), "pad"), spec)
+    (kh, kw), (sh, sw), (dh, dw), (top, left) = shape.kernel, shape.strides, shape.dilation, shape.padding
+    tall, wide = (rows - 1) * sh + (kh - 1) * dh + 1, (columns - 1) * sw + (kw - 1) * dw + 1
+    if not top and not left and tall <= height and wide <= width:
+        return view
+    spec = TensorSpec((n, channels, tall, wide), "float32", shape.data.block)
+    return View(compute(spec, lambda b, c, y, x: tirx.if_then_else(
+        tirx.all(y >= top, y < height + top, x >= left, x < width + left), view(b, c, y - top, x - left),
+        tirx.const(0.0, "float32")), "pad"), spec)
+
+
+class _Flat(View):
+    """A view whose rows are joined: [N, C, 1, H * W]."""
+
+    def __init__(self, view: View, spec: TensorSpec, width: int) -> None:
+        super().__init__(view.tensor, spec)
+        self.view, self.width = view, width
+
+    def __call__(self, *index: Any) -> Any:
+        n, c, _, x = index
+        return self.view(n, c, x // self.width, x % self.width)
+
+
+def _define(shape: ConvShape) -> Any:
+    """TE: [pad ->] accumulate -> bias, residual, clip."""
+    from tvm import te
+
+    reads, (kh, kw) = shape.reads, shape.kernel
+    blocks = len(reads.first)
+    data = placeholder(shape.data, "data")
+    weight = te.placeholder((blocks, reads.span // reads.inner, kh, kw, reads.inner, LANES), "float32", name="weight")
+    bias = te.placeholder((blocks, LANES), "float32", name="bias")
+    table = te.placeholder((blocks,), "int32", name="first") if reads.per_group is None else None
+    source = _padded(shape, data)
+    c, r, s, i = (te.reduce_axis((0, e), name) for e, name in ((reads.span // reads.inner, "c"), (kh, "kh"), (kw, "kw"), (reads.inner, "ci")))
+
+    def product(n: Any, o: Any, y: Any, x: Any, lane: Any) -> Any:
+        first = table[o] if table is not None else o // reads.per_group * reads.span
+        pixel = source(n, first + c * reads.inner + i, y * shape.strides[0] + r * shape.dilation[0],
+                       x * shape.strides[1] + s * shape.dilation[1])
+        return te.sum(pixel * weight[o, c, r, s, i, lane], axis=[c, r, s, i])
+
+    rows, columns = extent(shape)
+    acc = te.compute((shape.out.shape[0], blocks, rows, columns, LANES), product, name="acc")
+    residual = placeholder(shape.residual, "residual") if shape.residual else None
+    width = shape.out.shape[3]
+
+    def finish(n: Any, o: Any, y: Any, x: Any, lane: Any) -> Any:
+        value = (acc[n, o, 0, y * width + x, lane] if shape.flat else acc[n, o, y, x, lane]) + bias[o, lane]
+        if residual is not None:
+            value = value + residual[n, o, y, x, lane]
+        return clipped(value, shape.low, shape.high)
+
+    out = te.compute(shape.out.memory_shape, finish, name="out")
+    arguments = [data, residual, weight, bias, table, out]
+    return prim_func([a for a in arguments if a is not None])
+
+
+def clipped(value: Any, low: float, high: float) -> Any:
+    """`value` within [low, high]; infinite bounds cost nothing."""
+    from tvm import tirx
+
+    if np.isfinite(low):
+        value = tirx.max(value, tirx.const(low, "float32"))
+    return tirx.min(value, tirx.const(high, "float32")) if np.isfinite(high) else value
+
+
+def _chunk_rows(shape: ConvShape) -> int:
+    """Output rows whose padded input fits the cache, as tiles; 0 where the whole padded input does or none is made."""
+    rows, columns = extent(shape)
+    row_bytes = shape.data.memory_shape[1] * (shape.data.block or 1) * columns * shape.strides[1] * 4
+    if shape.flat or row_bytes * rows * shape.strides[0] <= ROOT_PAD_BYTES:
+        return 0
+    overlap = (shape.kernel[0] - 1) * shape.dilation[0]
+    fitting = (CHUNK_BYTES // row_bytes - overlap) // shape.strides[0]
+    return max(4, fitting) // shape.tile.rows or 1
+
+
+def _schedule(func: Any, shape: ConvShape) -> Any:
+    from tvm.s_tir import Schedule
+
+    sch = Schedule(func)
+    names = {str(child) for child in ("pad",) if _has_block(sch, child)}
+    acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
+    n, o, y, x, lane = sch.get_loops(out)
+    if shape.flat:
+        x = sch.fuse(y, x)
+        y, x = sch.split(x, [1, None])
+    oo, ob = sch.split(o, [None, shape.tile.blocks])
+    yo, yi = sch.split(y, [None, shape.tile.rows])
+    xo, xi = sch.split(x, [None, shape.tile.columns])
+    chunk = _chunk_rows(shape) if names else 0
+    if chunk:
+        yc, yo = sch.split(yo, [None, chunk])
+        sch.reorder(n, yc, oo, yo, xo, ob, yi, xi, lane)
+        outer = sch.fuse(n, yc)
+    else:
+        sch.reorder(n, oo, yo, xo, ob, yi, xi, lane)
+        outer = sch.fuse(n, oo, yo)
+    sch.parallel(outer)
+    sch.vectorize(lane)
+    for loop in (ob, yi, xi):
+        sch.unroll(loop)
+    sch.compute_at(acc, xo, preserve_unit_loops=True)
+    tile_reduction(sch, acc)
+    if names:
+        pad = sch.get_sblock("pad")
+        if chunk:
+            sch.compute_at(pad, outer, preserve_unit_loops=True)
+        loops = sch.get_loops(pad)
+        if shape.data.block:
+            sch.vectorize(loops[-1])
+        if not chunk:
+            sch.parallel(sch.fuse(*loops[:-2]))
+    return sch.mod["main"]
+
+
+def tile_reduction(sch: Any, acc: Any) -> None:
+    """Inside a tile: reduction loops outside, the tile unrolled inside them, its accumulators in registers."""
+    *_, o, y, x, lane, c, r, s, i = sch.get_loops(acc)
+    sch.reorder(c, r, s, i, y, x, o, lane)
+    sch.vectorize(lane)
+    for loop in (y, x, o):
+        sch.unroll(loop)
+    init = sch.decompose_reduction(acc, c)
+    for loop in sch.get_loops(init)[-4:-1]:
+        sch.unroll(loop)
+
+
+def _has_block(sch: Any, name: str) -> bool:
+    from tvm.s_tir import ScheduleError
+
+    try:
+        sch.get_sblock(name)
+    except ScheduleError:
+        return False
+    return True
