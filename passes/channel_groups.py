@@ -140,8 +140,8 @@ class ChannelGroups:
         raise PruneError(f"no such channel group; {reason}", where=name)
 
     def kept(self, masks: Mapping[str, Mask]) -> dict[str, tuple[int, Mask]]:
-        """What is left of every touched variable under `masks` (group -> bool[size], True = keep): name -> (axis,
-        bool[channels]).""" kept: dict[str, tuple[int, Mask]] = {}
+        """What is left of every touched variable under `masks` (group -> bool[size], True = keep), as (axis, mask)."""
+        kept: dict[str, tuple[int, Mask]] = {}
         for name, mask in masks.items():
             group = self[name]
             for value in group.values:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from lpsn_tvm.graph import Layer
 
 Labels = NDArray[np.int64]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
-def compress(labels: Labels) -> Labels:
+def compress(labels: NDArray[Scalar]) -> NDArray[Scalar]:
     """`labels` with every axis along which they are constant shortened to 1."""
     for axis, extent in enumerate(labels.shape):
         if extent > 1:
@@ -28,11 +29,6 @@ def compress(labels: Labels) -> Labels:
             if (labels == first).all():
                 labels = first
     return labels
-
-
-def varying_axes(labels: Labels) -> list[int]:
-    """The axes along which `labels` are not constant."""
-    return [axis for axis, extent in enumerate(compress(labels).shape) if extent > 1]
 
 
 def reshape_labels(labels: Labels, old: Sequence[int], new: Sequence[int]) -> Labels:
@@ -105,8 +101,8 @@ class Flow:
             self.frozen.setdefault(label, reason)
 
     def tie_across(self, labels: Labels, axis: int) -> Labels:
-        """Tie `labels` so that they depend on the index along `axis` only; returns one label per index (or one for
-        all).""" rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+        """Tie `labels` so that they depend on the index along `axis` only; returns those that are left."""
+        rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
         if rows.shape[1] > 1:
             self.link(rows[:, :1], rows[:, 1:])
         return rows[:, 0]

@@ -29,9 +29,9 @@ from lpsn_tvm.graph import (
     rebuild,
     shape_of,
 )
-from lpsn_tvm.passes.channel_flow import slice_bounds
 from lpsn_tvm.passes.channel_groups import Mask, check_mask, collect_groups, resolve_classes
 from lpsn_tvm.passes.channel_labels import Flow, Labels, compress
+from lpsn_tvm.passes.channel_moves import slice_bounds
 
 Params = Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 
@@ -145,13 +145,13 @@ class _Plan:
                     weight = np.compress(mask, weight, axis)
         elif weight.shape != reduced:
             raise PruneError(
-                f"the new weight has shape {weight.shape}; allowed are {layer.weight.shape} (full) and {reduced}
-                (reduced)", where=layer.name,
+                f"the new weight is {weight.shape}; allowed are {layer.weight.shape} (full) and {reduced} (reduced)",
+                where=layer.name,
             )
         data, new_weight = lookup(value.args[0]), constant(weight.astype(np.float32, copy=False))
         if layer.kind == "dense":
             return relax.Call(value.op, [data, new_weight], value.attrs)
-        options = {key: list(layer.attrs[key]) for key in ("strides", "padding", "dilation")}
+        options: dict[str, Any] = {key: list(layer.attrs[key]) for key in ("strides", "padding", "dilation")}
         options["groups"] = self._groups(layer, axes)
         if layer.kind == "conv2d":
             return relax.op.nn.conv2d(data, new_weight, **options)
