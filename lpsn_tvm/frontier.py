@@ -253,7 +253,7 @@ def layer_inputs(interpreter: TorchInterpreter) -> list[str]:
 
 def _alive(interpreter: TorchInterpreter, done: set[str], always: set[str]) -> set[str]:
     """Computed variables that a step still to come reads, and those of `always` that are computed."""
-    waiting = {name for step in interpreter.steps if step.name not in done for name in step.variables}
+    waiting = {name for step in interpreter.useful if step.name not in done for name in step.variables}
     return (waiting | always) & done
 
 

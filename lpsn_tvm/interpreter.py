@@ -87,6 +87,8 @@ class TorchInterpreter:
     ----------
     steps : tuple of Step
         In execution order.
+    useful : tuple of Step
+        Those that the outputs depend on.
     inputs, outputs : tuple of str
         Names of function parameters, and of the variables that are returned (the bound operators, not `gv` aliases).
     params : dict of str to (Tensor, Tensor)
@@ -122,6 +124,7 @@ class TorchInterpreter:
         for step in self.steps:
             for name in dict.fromkeys(step.variables):
                 self._consumers.setdefault(name, []).append(step.name)
+        self.useful = tuple(self.needed(self.outputs, self.inputs))
         self._schedules: dict[tuple[frozenset[str], frozenset[str]], _Schedule] = {}
 
     # --- translation ----------------------------------------------------------------------------------------------------------
