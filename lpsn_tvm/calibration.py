@@ -136,8 +136,6 @@ class CalibrationSet:
             yield self._prepare({name: array[key] for name, array in self._arrays.items()})
 
     @property
-    def synthetic_data(self) -> bool:
-    @property
     def digest(self) -> str:
         """sha256 over names, shapes and all values as the model sees them (hexadecimal); does not depend on `batch`."""
         if self._digest is None:
@@ -269,10 +267,14 @@ def _affine(wanted: Signature, preprocessing: Any) -> dict[str, tuple[np.ndarray
             f"preprocessing is {type(preprocessing).__name__}; a callable, or a dict with mean and std, or one such dict per input"
         )
     if set(preprocessing) <= {"mean", "std"}:
-        preprocessing = {name: preprocessing for name, shape in wanted.shapes.items() if len(shape) > 2 or len(wanted.shapes) == 1}
+        preprocessing = {
+            name: preprocessing for name, shape in wanted.shapes.items() if len(shape) > 2 or len(wanted.shapes) == 1
+        }
     unknown = [str(name) for name in preprocessing if name not in wanted.shapes]
     if unknown:
-        raise CalibrationError(f"preprocessing names {', '.join(unknown)}; allowed are mean, std, {', '.join(wanted.shapes)}")
+        raise CalibrationError(
+            f"preprocessing names {', '.join(unknown)}; allowed are mean, std, {', '.join(wanted.shapes)}"
+        )
     return {name: _channel_affine(name, wanted.shapes[name], options) for name, options in preprocessing.items()}
 
 
@@ -282,7 +284,9 @@ def _channel_affine(name: str, shape: tuple[int, ...], options: Mapping[str, Any
     for key, default in (("mean", 0.0), ("std", 1.0)):
         value = np.asarray(options.get(key, default), np.float32).reshape(-1)
         if not np.isfinite(value).all() or (key == "std" and (value <= 0).any()):
-            raise CalibrationError(f"{key} of preprocessing is {value.tolist()}; finite{', positive' * (key == 'std')}", where=name)
+            raise CalibrationError(
+                f"{key} of preprocessing is {value.tolist()}; finite{', positive' * (key == 'std')}", where=name
+            )
         if value.size not in (1, shape[axis] if len(shape) > 1 else 1):
             raise CalibrationError(f"{key} has {value.size} values, the input has {shape[axis]} channels", where=name)
         wide = [1] * len(shape)
