@@ -274,7 +274,8 @@ class _Compute:
                 for piece in range(pieces):
                     at = out + o * self.out_strides[1] + y * self.out_strides[2] + x * self.out_strides[3] + piece * lanes
                     value = vload(acc, (pixel * tile.blocks + o) * BLOCK + piece * lanes, lanes)
-                    self._store(value, (block + o) * BLOCK + piece * lanes, at, lanes)
+                    scale = vload(self.scale, (block + o) * BLOCK + piece * lanes, lanes)
+                    store_epilogue(value, scale, self.residual, self.floats, self.integers, self.out, at, lanes)
 
     def _shift(self, block: Any) -> tuple[Any, Any]:
         """Where the window of a phase starts in the padded input."""
@@ -298,40 +299,40 @@ class _Compute:
                 place = (pixel * self.g.tile.blocks + o) * BLOCK + piece * lanes
                 old = vload(acc, place, lanes)
                 weights = vload(self.weight, w + o * per_block + piece * lanes * quad, lanes * quad)
-                vstore(acc, place, old_plus_dot(self.isa, old, self.data, at, weights, quad, lanes), lanes)
-
-    def _store(self, acc: Any, channel: Any, at: Any, lanes: int) -> None:
-        """Epilogue of one vector: scale, optional residual, requantize (the bias is where the accumulator started)."""
-        g = self.g
-        value = vcast(acc, "float32", lanes) * vload(self.scale, channel, lanes)
-        if g.out_dtype == "float32":
-            vstore(self.out, at, value, lanes)
-            return
-        if g.has_residual:
-            other = vcast(vload(self.residual, at, lanes), "int32", lanes) - vector(self.integers[2], lanes)
-            scaled = vcast(other, "float32", lanes) * vector(self.floats[2], lanes)
-            value = bounded(value, lanes) + bounded(scaled, lanes)
-        vstore(self.out, at, requantized(value, self.floats[0], self.floats[1], self.integers[1], g.out_dtype, lanes), lanes)
+                vstore(acc, place, dot(self.isa, old, broadcast_quad(self.data, at, quad, lanes), weights, quad, lanes), lanes)
 
 
-def old_plus_dot(isa: Isa, acc: Any, data: Any, at: Any, weights: Any, quad: int, lanes: int) -> Any:
-    """`acc + broadcast(data[at : at + quad]) . weights`, lane by lane, exactly."""
+def store_epilogue(acc: Any, scale: Any, residual: Any, floats: Any, integers: Any, out: Any, at: Any, lanes: int) -> None:
+    """Finish one vector: scale, optional residual, requantize or float32 (the bias is where the accumulator started)."""
+    value = vcast(acc, "float32", lanes) * scale
+    dtype = str(out.dtype)
+    if dtype == "float32":
+        vstore(out, at, value, lanes)
+        return
+    if residual is not None:
+        other = vcast(vload(residual, at, lanes), "int32", lanes) - vector(integers[2], lanes)
+        scaled = vcast(other, "float32", lanes) * vector(floats[2], lanes)
+        value = bounded(value, lanes) + bounded(scaled, lanes)
+    vstore(out, at, requantized(value, floats[0], floats[1], integers[1], dtype, lanes), lanes)
+
+
+def broadcast_quad(data: Any, at: Any, quad: int, lanes: int) -> Any:
+    """`data[at : at + quad]` repeated in every lane, as the dot instruction wants its first operand."""
     if quad == 1:
-        value = T.cast(data[at], "int32")
-        return acc + vector(value, lanes) * vcast(weights, "int32", lanes)
-    scalar = T.reinterpret("int32", vload(data, at, quad))
-    bits = lanes * 32
+        return vector(T.cast(data[at], "int32"), lanes)
+    scalar = vector(T.reinterpret("int32", vload(data, at, quad)), lanes)
+    return T.reinterpret(f"int8x{lanes * 4}" if quad == 4 else f"int16x{lanes * 2}", scalar)
+
+
+def dot(isa: Isa, acc: Any, data: Any, weights: Any, quad: int, lanes: int) -> Any:
+    """`acc + sum over each quad of data * weights`, lane by lane, exactly in int32."""
+    if quad == 1:
+        return acc + data * vcast(weights, "int32", lanes)
     if quad == 4:
-        return T.call_llvm_pure_intrin(
-            T.llvm_lookup_intrinsic_id(f"llvm.x86.avx512.vpdpbusd.{bits}"),
-            acc,
-            T.reinterpret(f"int8x{lanes * 4}", vector(scalar, lanes)),
-            weights,
-            dtype=f"int32x{lanes}",
-        )
+        intrinsic = T.llvm_lookup_intrinsic_id(f"llvm.x86.avx512.vpdpbusd.{lanes * 32}")
+        return T.call_llvm_pure_intrin(intrinsic, acc, data, weights, dtype=f"int32x{lanes}")
     intrinsic = T.llvm_lookup_intrinsic_id("llvm.x86.avx512.pmaddw.d.512" if lanes == 16 else "llvm.x86.avx2.pmadd.wd")
-    pairs = T.reinterpret(f"int16x{lanes * 2}", vector(scalar, lanes))
-    return acc + T.call_llvm_pure_intrin(intrinsic, pairs, weights, dtype=f"int32x{lanes}")
+    return acc + T.call_llvm_pure_intrin(intrinsic, data, weights, dtype=f"int32x{lanes}")
 
 
 def _tile_start(index: Any, size: int, extent: int) -> Any:
