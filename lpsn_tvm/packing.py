@@ -14,7 +14,7 @@ def bits_needed(array: np.ndarray) -> int:
     low, high = int(array.min()), int(array.max())
     if array.dtype == np.uint8:
         return max(1, high.bit_length())
-    return max(1, max(high.bit_length(), (~low).bit_length() if low < 0 else 0) + 1)
+    return max(1, max(max(high, 0).bit_length(), (~low).bit_length() if low < 0 else 0) + 1)
 
 
 def pack(array: np.ndarray, bits: int) -> bytes:

@@ -1,0 +1,45 @@
+# One virtual environment for everything; PYTHON may be any of 3.10 .. 3.13.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A CPU build is enough; the newest release would bring several GB of CUDA packages.
+TORCH ?= torch==2.13.0
+FASHION := /usr/share/datasets/fashion-mnist
+SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
+
+.PHONY: demo test test-all lint bench data clean
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[test,tutorials,tune,dev]"
+	touch $@
+
+# Fashion-MNIST (MIT licence) as Debian ships it.
+$(FASHION):
+	$(SUDO) apt-get update -qq
+	$(SUDO) apt-get install -y -qq dataset-fashion-mnist
+
+data: $(FASHION)
+
+demo: $(VENV)/installed data   ## install, then compress and compile the shipped networks and show what that does
+	$(BIN)/python tutorials/01_five_minutes_on_the_cpu.py
+
+test: $(VENV)/installed data   ## install, then the fast tests (some minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/installed data   ## everything, big networks too
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy lpsn_tvm
+
+bench: $(VENV)/installed data   ## latency against peers, accuracy of pruning and quantization; kept in benchmarks/results
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[bench]"
+	$(BIN)/python benchmarks/cpu.py --calibration
+	$(BIN)/python benchmarks/quantize.py
+	$(BIN)/python benchmarks/prune.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info out

@@ -1,0 +1,96 @@
+"""`build`: the straight path from an ONNX model to a compiled low-precision subnetwork, on one screen."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from lpsn_tvm.artifact import Artifact, Sources
+from lpsn_tvm.progress import ProgressCallback, Stopwatch, progress_bar
+from lpsn_tvm.recipe import Recipe
+
+if TYPE_CHECKING:
+    import onnx
+
+    from lpsn_tvm.targets.backend import Backend
+
+SYNTHETIC_SAMPLES = 32
+
+
+def build(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    *,
+    target: str | Backend = "llvm",
+    bits: int | tuple[int, int] | None = 8,
+    calibration: Any = None,
+    input_range: tuple[float, float] | None = None,
+    preprocessing: Any = None,
+    progress: bool | ProgressCallback | None = None,
+    **options: Any,
+) -> Artifact:
+    """Prune, quantize and compile a trained network.
+
+    Parameters
+    ----------
+    model : path, bytes or onnx.ModelProto
+    target : str or Backend
+        "llvm" (this machine's CPU), a TVM target string such as "llvm -mcpu=cascadelake", or a Backend.
+    bits : int, (weight bits, activation bits) or None
+        2..8; None compiles the (pruned) network in float.
+    calibration : optional
+        Unlabelled samples: ndarray, dict of arrays, list, iterator, generator function, torch DataLoader, .npy / .npz file, or a folder of images. Without it only
+        provably dead channels are removed and ranges come from seeded synthetic inputs; a warning and the report say so.
+    input_range, preprocessing : optional
+        How images become inputs: the interval that 0..255 is mapped to, and {"mean": ..., "std": ...} or a function of an array.
+    progress : bool, callable (stage, done, total) or None
+        None shows bars when standard error is a terminal.
+    **options
+        The other fields of `Recipe`: sparsity, align, score, order, observer, ignore, batch, input_shapes, samples, seed, num_threads, ...
+        `sparsity` is "auto" by default when there is calibration data.
+
+    Returns
+    -------
+    Artifact
+
+    Raises
+    ------
+    LpsnError
+        A subclass per stage: RecipeError, ModelError, UnsupportedOpError, CalibrationError, PruneError, QuantizeError, TargetError, CompileError.
+    """
+    recipe = Recipe.from_options(bits=bits, **{"target": str(getattr(target, "name", target)), "sparsity": "auto", **options})
+
+    from lpsn_tvm.calibration import CalibrationSet
+    from lpsn_tvm.frontend import import_model, load_model
+    from lpsn_tvm.passes.pipeline import Network, stages
+    from lpsn_tvm.reporting import make_report, measure
+    from lpsn_tvm.targets import get_backend
+
+    with progress_bar(progress) as show:
+        watch = Stopwatch(show)
+        with watch.stage("import"):
+            backend = get_backend(target)
+            imported = import_model(load_model(model, batch=recipe.batch, input_shapes=dict(recipe.input_shapes)))
+        with watch.stage("read calibration data"):
+            if calibration is None:
+                data = CalibrationSet.synthetic(imported.signature, SYNTHETIC_SAMPLES, recipe.seed)
+                warnings.warn("no calibration data: ranges come from synthetic inputs and only dead channels are removed; expect less accuracy", stacklevel=2)
+            else:
+                data = CalibrationSet.from_any(
+                    calibration, imported.signature, batch=recipe.batch, input_range=input_range, preprocessing=preprocessing, limit=recipe.samples
+                )
+        net = Network(imported.mod, recipe, backend.scheme, recipe.align or backend.channel_tile, data, imported.qdq, progress=show)
+        for stage in stages(recipe, is_synthetic=data.synthetic):
+            with watch.stage(stage.name):
+                stage.run(net)
+        with watch.stage("compile"):
+            compiled = backend.compile(backend.lower(net.mod))
+        artifact = Artifact(
+            library=compiled.library, params=compiled.params, inputs=imported.inputs, outputs=imported.outputs, recipe=recipe,
+            report=make_report(imported.name, backend, net, watch.seconds), target=backend.tvm_target, cpu_features=compiled.cpu_features,
+            sources=Sources(net.pruned, net.plan),
+        )
+        if recipe.measure:
+            with watch.stage("measure"):
+                measure(artifact, net.dense, backend)
+    return artifact
