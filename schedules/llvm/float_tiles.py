@@ -20,7 +20,7 @@ class Tile:
 
 
 def choose_tile(
-    height: int, width: int, channel_blocks: int, reduction: int, isa: Isa, overhang_copies: bool = False
+    height: int, width: int, channel_blocks: int, reduction: int, isa: Isa, overhang_copies: bool = False, phases: int = 1,
 ) -> Tile:
     """The tile with the least estimated cycles.
 
@@ -39,6 +39,8 @@ def choose_tile(
     isa : Isa
     overhang_copies : bool
         Whether a tile that overhangs the image makes a padded copy of the input necessary (else there is one anyway).
+    phases : int
+        Weight vectors per block and step: a strided transposed convolution computes so many outputs of each input pixel together.
     """
     parts = max(1, LANES // isa.float_lanes)
     best: tuple[float, Tile] | None = None
@@ -49,9 +51,9 @@ def choose_tile(
             for columns in range(1, min(28, width) + 1):
                 pixels = rows * columns
                 # Accumulators, weights of one step, one broadcast pixel.
-                if (pixels * blocks + blocks) * parts + 1 > isa.registers:
+                if (pixels * blocks + blocks) * phases * parts + 1 > isa.registers:
                     break
-                cost = _cycles(pixels, blocks, parts, reduction)
+                cost = _cycles(pixels, blocks, parts * phases, reduction)
                 covered = -(-height // rows) * rows * -(-width // columns) * columns
                 # Ties: wide tiles, because their pixels are neighbours in memory.
                 cost = cost * covered / (pixels * height * width) * (1 + 0.01 * (rows - 1))
