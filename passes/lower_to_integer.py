@@ -15,6 +15,7 @@ operators); a network output that exists in integers is returned dequantized und
 
 from __future__ import annotations
 
+import glob
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,12 @@ def lower_to_integer(mod: tvm.IRModule, plan: QuantPlan, regions: Regions | None
     QuantizeError
         A parameter is missing, or an accumulator could overflow; names the layer or variable.
     """
-    return _Lowering(mod, plan, find_regions(mod) if regions is None else regions).run()
+    return _Lowering(mod, plan, plan_regions(mod, plan) if regions is None else regions).run()
+
+
+def plan_regions(mod: tvm.IRModule, plan: QuantPlan) -> Regions:
+    """The regions that `plan` was made for: what it keeps float is not looked at."""
+    return find_regions(mod, [glob.escape(name) for name in plan.float_nodes])
 
 
 class _Lowering:
