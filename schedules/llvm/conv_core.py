@@ -96,6 +96,8 @@ class Geometry:
         if self.group is None:
             return 0
         out_per, in_per = self.group
+        if self.phases is not None:
+            block = T.floormod(block, self.out_blocks // (self.phases.strides[0] * self.phases.strides[1]))
         first = T.floordiv(T.floordiv(block * BLOCK, out_per) * in_per, self.in_block)
         return T.min(first, self.in_blocks - self.reduce_blocks)
 
