@@ -14,7 +14,7 @@ import platform
 import tempfile
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,10 +46,11 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a fresh build still knows and a loaded file does not: the pruned float graph and the quantization plan, for `to_onnx`."""
+    """What a fresh build still knows and a loaded file does not: the pruned float graph, the quantization plan, and how to export them."""
 
     mod: Any
     plan: Any
+    export: Callable[..., Any]
 
 
 @dataclass
@@ -168,10 +169,8 @@ class Artifact:
             raise ArtifactError("a loaded module has no graph any more; call to_onnx on the module that build() returned", where="to_onnx")
         if quantized and self.sources.plan is None:
             raise ArtifactError("this module was built with bits=None: there is no quantized form", where="to_onnx")
-        from lpsn_tvm.export import to_onnx
-
         plan = self.sources.plan if quantized is not False else None
-        return to_onnx(self.sources.mod, path, plan)
+        return self.sources.export(self.sources.mod, path, plan)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one file, atomically: either the whole new file is there or the old one is untouched.

@@ -61,6 +61,7 @@ def build(
     recipe = Recipe.from_options(bits=bits, **{"target": str(getattr(target, "name", target)), "sparsity": "auto", **options})
 
     from lpsn_tvm.calibration import CalibrationSet
+    from lpsn_tvm.export import to_onnx
     from lpsn_tvm.frontend import import_model, load_model
     from lpsn_tvm.passes.pipeline import Network, stages
     from lpsn_tvm.reporting import make_report, measure
@@ -88,7 +89,7 @@ def build(
         artifact = Artifact(
             library=compiled.library, params=compiled.params, inputs=imported.inputs, outputs=imported.outputs, recipe=recipe,
             report=make_report(imported.name, backend, net, watch.seconds), target=backend.tvm_target, cpu_features=compiled.cpu_features,
-            sources=Sources(net.pruned, net.plan),
+            sources=Sources(net.pruned, net.plan, to_onnx),
         )
         if recipe.measure:
             with watch.stage("measure"):
