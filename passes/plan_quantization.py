@@ -1,0 +1,346 @@
+"""Decide every number of the quantized network: activation ranges, integer weights, corrected biases.
+
+Before: a canonical float network, calibration data, bits and the backend's scheme. After: a `QuantPlan`; the graph is not changed.
+
+1. Observe: the float network runs over all calibration data once; ranges come from streaming statistics (`observers`, `activation_ranges`).
+2. Walk from input to output on two frontiers, one of the float network, one whose prefix is already quantized. Each layer is re-solved so that it
+   repeats the float layer's output on the quantized inputs, gets its ranges and its rounding, and a bias that makes its mean output right.
+
+At 8 bits rounding to nearest with the bias correction is within noise of the rest, needs only means, and a few dozen samples; below, all of step 2 is done.
+Network inputs (and what tables, slices and reshapes make of them) keep `input_bits` = 8 bits by default: images are 8-bit data, and their rounding
+cannot be corrected by any layer.
+
+Source: Zhang, Colbert, Das, Applied Sciences 2022, 12(15), 7829, Sections 2 and 3 (greedy layer-by-layer order, uniform quantizers); method.md of the
+project, "What mattered" 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lpsn_tvm.errors import CalibrationError, QuantizeError
+from lpsn_tvm.frontier import Frontier
+from lpsn_tvm.graph import Layer, find_layers
+from lpsn_tvm.interpreter import TorchInterpreter
+from lpsn_tvm.passes.activation_ranges import ObserverKind, choose_params
+from lpsn_tvm.passes.fake_quantize import FakeQuantizer, set_quantized_weights
+from lpsn_tvm.passes.normal_equations import LayerGeometry, NormalEquations
+from lpsn_tvm.passes.observers import Observer
+from lpsn_tvm.passes.quantize_layer import LayerSums, quantize_layer
+from lpsn_tvm.passes.regions import Region, Regions, find_regions
+from lpsn_tvm.progress import ProgressCallback, silent
+from lpsn_tvm.quant import QuantizedWeight, QuantParams, QuantPlan, QuantScheme
+
+Batches = Iterable[Mapping[str, Any]]
+Rounding = Literal["auto", "gptq", "nearest"]
+LayerBits = Mapping[str, "int | tuple[int, int]"]
+
+DEFAULT_BUDGET = 3 << 27
+BATCH_BYTES = 24 << 20
+MEAN_SAMPLES, MEAN_ROWS = 48, 4096
+SUM_SAMPLES, SUM_ROWS = 512, 24576
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """What `plan_quantization` was asked for; see there."""
+
+    weight_bits: int
+    activation_bits: int
+    scheme: QuantScheme
+    observer: ObserverKind = "mse"
+    rounding: Rounding = "auto"
+    resolve: bool = True
+    keep: Mapping[str, QuantParams] = field(default_factory=dict)
+    keep_weights: Mapping[str, QuantParams] = field(default_factory=dict)
+    layer_bits: LayerBits = field(default_factory=dict)
+    input_bits: int = 8
+    seed: int = 0
+    memory_budget: int = DEFAULT_BUDGET
+
+
+def plan_quantization(
+    mod: Any,
+    calibration: Batches,
+    *,
+    weight_bits: int,
+    activation_bits: int,
+    scheme: QuantScheme | None = None,
+    observer: ObserverKind = "mse",
+    rounding: Rounding = "auto",
+    resolve: bool = True,
+    keep: Mapping[str, QuantParams] | None = None,
+    keep_weights: Mapping[str, QuantParams] | None = None,
+    ignore: Iterable[str] = (),
+    layer_bits: LayerBits | None = None,
+    input_bits: int = 8,
+    seed: int = 0,
+    memory_budget: int = DEFAULT_BUDGET,
+    regions: Regions | None = None,
+    progress: ProgressCallback | None = None,
+) -> QuantPlan:
+    """Plan the quantization of a canonical module.
+
+    Parameters
+    ----------
+    mod : IRModule
+        Canonical float module.
+    calibration : CalibrationSet, or any re-iterable of dict of str to float32 batches
+    weight_bits, activation_bits : int
+        2..8, as far as the scheme allows.
+    scheme : QuantScheme
+        What the backend's arithmetic wants; llvm's by default.
+    observer : {"mse", "minmax", "percentile", "entropy"}
+        How activation ranges are chosen.
+    rounding : {"auto", "gptq", "nearest"}
+        "auto": nearest where a layer has 8-bit weights and 8-bit activations, else GPTQ.
+    resolve : bool
+        Whether weights are re-solved on the quantized prefix (where GPTQ is used).
+    keep : mapping of variable to QuantParams, optional
+        Scales of a model that came with QuantizeLinear nodes; used as they are.
+    keep_weights : mapping of layer to QuantParams, optional
+        Weight scales of such a model; those layers are rounded to nearest.
+    ignore : iterable of str
+        Layer names or patterns that stay float.
+    layer_bits : mapping of layer name or pattern to bits, optional
+        Other bits for some layers: (weight bits, bits of the layer's input), or one number for both.
+    input_bits : int
+        Bits of network inputs (at least `activation_bits`).
+    seed : int
+        Of the sampled rows and samples.
+    memory_budget : int
+        Bytes of cached activations; fewer samples are used for step 2 if they do not fit.
+    regions : Regions, optional
+        Found anew by default.
+
+    Raises
+    ------
+    QuantizeError
+        Bits that the scheme does not have, weights or activations that are not finite (names the layer), a scheme no layer can be brought to.
+    CalibrationError
+        No calibration data.
+    """
+    options = QuantizeOptions(
+        weight_bits, activation_bits, scheme or QuantScheme(), observer, rounding, resolve, dict(keep or {}), dict(keep_weights or {}),
+        dict(layer_bits or {}), max(input_bits, activation_bits), seed, memory_budget,
+    )  # fmt: skip
+    regions = find_regions(mod, ignore) if regions is None else regions
+    with torch.no_grad():
+        return _Planner(mod, regions, calibration, options, progress or silent).run()
+
+
+class _Planner:
+    def __init__(self, mod: Any, regions: Regions, calibration: Batches, options: QuantizeOptions, progress: ProgressCallback) -> None:
+        self.regions, self.calibration, self.options, self.progress = regions, calibration, options, progress
+        self.layers = {name: layer for name, layer in find_layers(mod).items() if name in regions.by_layer}
+        self.bits = {name: _bits_of(name, options) for name in self.layers}
+        _check_bits(self.bits, options)
+        _check_finite(self.layers)
+        self.interpreter = TorchInterpreter(mod)
+        self.batch = _batch_size(self.interpreter)
+        self.weights: dict[str, QuantizedWeight] = {}
+        self.activations: dict[str, QuantParams] = {}
+
+    def run(self) -> QuantPlan:
+        self._choose_activations()
+        self._walk()
+        activations = {name: self.activations[self.regions.source(name)] for name in self.regions.quantized}
+        return QuantPlan(activations, self.weights, self.regions.float_nodes)
+
+    # --- activations ---
+    def _choose_activations(self) -> None:
+        kept = {name: _to_scheme(params, self.options.scheme) for name, params in self.options.keep.items()}
+        names = [name for name in self.regions.quantized if name not in self.regions.shares]
+        wanted = [name for name in names if kept.get(name) is None]
+        observer = Observer(wanted)
+        self._observe(observer)
+        bits = self._activation_bits()
+        for name in names:
+            params = kept.get(name)
+            if params is None:
+                params = choose_params(observer.tensors[name], bits[name], self.options.scheme, self.options.observer)
+            self.activations[name] = params
+
+    def _observe(self, observer: Observer) -> None:
+        total = len(self.calibration) if hasattr(self.calibration, "__len__") else 0
+        fetch = tuple(observer.tensors)
+        seen = 0
+        for feeds in _in_batches(self.calibration, self.batch):
+            # Nothing is fetched beyond what is observed: a tail that stays float is not computed.
+            self.interpreter.run(feeds, fetch=_last(self.interpreter, fetch), transform=observer)
+            seen += len(next(iter(feeds.values())))
+            self.progress("observe ranges", seen, max(total, seen))
+        if not seen:
+            raise CalibrationError("no calibration data: at least one sample is needed to choose activation ranges")
+
+    def _activation_bits(self) -> dict[str, int]:
+        """Bits of every quantized variable that has parameters of its own."""
+        bits = {name: self.options.activation_bits for name in self.regions.quantized}
+        for name in _input_like(self.regions):
+            bits[self.regions.source(name)] = self.options.input_bits
+        asked: dict[str, int] = {}
+        for name, layer in self.layers.items():
+            if _override(name, self.options.layer_bits) is not None:
+                source = self.regions.source(layer.data)
+                asked[source] = max(asked.get(source, 0), self.bits[name][1])
+        return {**bits, **asked}
+
+    # --- weights ---
+    def _walk(self) -> None:
+        order = [region for region in self.regions.regions if region.kind == "layer"]
+        needs_sums = any(self._rounding(region) == "gptq" for region in order)
+        subset = self._subset(order, SUM_SAMPLES if needs_sums else MEAN_SAMPLES)
+        quantized = TorchInterpreter.__new__(TorchInterpreter)
+        quantized.__dict__.update(self.interpreter.__dict__)
+        quantized.params = dict(self.interpreter.params)
+        dense = Frontier(self.interpreter, subset)
+        prefix = Frontier(quantized, subset, transform=FakeQuantizer(self.regions, self.activations))
+        for index, region in enumerate(order):
+            assert region.layer is not None
+            layer = self.layers[region.layer]
+            prefix.advance(layer.data)
+            dense.advance(layer.name)
+            sums = self._sums(layer, prefix, dense, self._rounding(region) == "gptq")
+            weight = quantize_layer(
+                layer, sums, self.bits[layer.name][0], self.options.scheme, self.activations[self.regions.source(layer.data)],
+                resolve=self.options.resolve, rounding=self._rounding(region), kept=self.options.keep_weights.get(layer.name),
+            )  # fmt: skip
+            self.weights[layer.name] = weight
+            set_quantized_weights(quantized, {layer.name: weight})
+            self.progress("quantize layers", index + 1, len(order))
+
+    def _rounding(self, region: Region) -> str:
+        assert region.layer is not None
+        if region.layer in self.options.keep_weights:
+            return "nearest"
+        if self.options.rounding != "auto":
+            return self.options.rounding
+        weight_bits = self.bits[region.layer][0]
+        bits = self.activations[self.regions.source(region.inputs[0])].bits
+        return "nearest" if weight_bits == 8 and bits == 8 else "gptq"
+
+    def _subset(self, order: list[Region], wanted: int) -> list[Mapping[str, Any]]:
+        """Samples for the walk: as many as wanted, or as fit into the memory budget (twice: two frontiers)."""
+        stops: list[str] = []
+        for region in order:
+            assert region.layer is not None
+            stops += [self.layers[region.layer].data, region.layer]
+        fits = Frontier.max_samples(self.interpreter, self.options.memory_budget // 2, stops=dict.fromkeys(stops))
+        count = max(1, min(wanted, fits))
+        source = self.calibration
+        if hasattr(source, "take"):
+            source = source.take(count, seed=self.options.seed)
+        picked: list[Mapping[str, Any]] = []
+        for feeds in _in_batches(source, min(self.batch, count)):
+            size = len(next(iter(feeds.values())))
+            picked.append({name: value[:count] for name, value in feeds.items()} if size > count else feeds)
+            count -= size
+            if count <= 0:
+                break
+        return picked
+
+    def _sums(self, layer: Layer, prefix: Frontier, dense: Frontier, needs_gram: bool) -> LayerSums:
+        """Sums over sampled output positions of the layer's quantized inputs and float outputs."""
+        geometry = LayerGeometry.of(layer)
+        rows = min(SUM_ROWS, max(8192, 4 * geometry.columns)) if needs_gram else MEAN_ROWS
+        per_sample = max(1, -(-rows // dense.samples))
+        outputs = geometry.out_channels // geometry.groups
+        equations = NormalEquations(geometry.groups, geometry.columns + 1, outputs) if needs_gram else None
+        sum_x = torch.zeros(geometry.groups, geometry.columns + 1, dtype=torch.float64)
+        sum_y = torch.zeros(geometry.out_channels, dtype=torch.float64)
+        for number, (x, y) in enumerate(_pairs(prefix.batches(layer.data), dense.batches(layer.name))):
+            where = geometry.sample_positions(per_sample, self.options.seed, layer.name, number)
+            matrix, targets = geometry.rows(x, where), geometry.targets(y, where)
+            if equations is not None:
+                equations.add(matrix, targets)
+            else:
+                sum_x += matrix.sum(dim=1, dtype=torch.float64)
+                sum_y += targets.sum(dim=0, dtype=torch.float64)
+        if equations is not None:
+            return LayerSums.from_normal_equations(equations.gram, equations.moment)
+        count = sum_x[:, -1:]
+        return LayerSums(sum_x[:, :-1] / count, sum_y.reshape(geometry.groups, -1) / count)
+
+
+def _pairs(first: Iterator[Tensor], second: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(first, second, strict=True)
+
+
+def _last(interpreter: TorchInterpreter, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of `names` that no other of them needs: fetching them computes all, and holds the least."""
+    needed: set[str] = set()
+    inputs = set(interpreter.inputs)
+    for step in reversed(interpreter.steps):
+        if step.name in needed or step.name in names:
+            needed.update(step.variables)
+    return tuple(name for name in names if name not in needed and name not in inputs) or interpreter.inputs
+
+
+def _in_batches(calibration: Batches, size: int) -> Iterator[Mapping[str, Any]]:
+    batches: Callable[[int], Iterator[Mapping[str, Any]]] | None = getattr(calibration, "batches", None)
+    return iter(calibration) if batches is None else batches(size)
+
+
+def _batch_size(interpreter: TorchInterpreter) -> int:
+    """Samples per batch at which the largest tensor stays within `BATCH_BYTES`."""
+    largest = max(int(np.prod(shape)) * 4 // max(1, shape[0] if shape else 1) for shape in interpreter.shapes.values())
+    return int(np.clip(BATCH_BYTES // max(1, largest), 1, 64))
+
+
+def _input_like(regions: Regions) -> list[str]:
+    """Network inputs and what tables and scale-preserving operators make of them."""
+    names = list(regions.inputs)
+    for region in regions.regions:
+        if region.kind in ("lookup", "same") and region.inputs[0] in names:
+            names.append(region.name)
+    return [name for name in names if regions.is_quantized(name)]
+
+
+def _override(name: str, layer_bits: LayerBits) -> tuple[int, int] | None:
+    for pattern, bits in layer_bits.items():
+        if name == pattern or fnmatchcase(name, pattern):
+            return (bits, bits) if isinstance(bits, int) else bits
+    return None
+
+
+def _bits_of(name: str, options: QuantizeOptions) -> tuple[int, int]:
+    return _override(name, options.layer_bits) or (options.weight_bits, options.activation_bits)
+
+
+def _check_bits(bits: Mapping[str, tuple[int, int]], options: QuantizeOptions) -> None:
+    default = {"bits": (options.weight_bits, options.activation_bits)}
+    for where, (weight_bits, activation_bits) in {**default, **bits}.items():
+        for what, given, allowed in (
+            ("weights", weight_bits, options.scheme.weight_bits), ("activations", activation_bits, options.scheme.activation_bits),
+        ):  # fmt: skip
+            if given not in allowed:
+                raise QuantizeError(f"{given} bits for {what} are not available; allowed: {', '.join(map(str, allowed))}", where=where)
+    for pattern in options.layer_bits:
+        if not any(name == pattern or fnmatchcase(name, pattern) for name in bits):
+            raise QuantizeError(f"no quantized layer has this name; layers are {', '.join(list(bits)[:20])}", where=pattern)
+
+
+def _check_finite(layers: Mapping[str, Layer]) -> None:
+    for name, layer in layers.items():
+        if not (np.isfinite(layer.weight).all() and np.isfinite(layer.bias).all()):
+            raise QuantizeError("weight or bias has NaN or infinite values", where=name)
+
+
+def _to_scheme(params: QuantParams, scheme: QuantScheme) -> QuantParams | None:
+    """Kept parameters in the backend's container: the same real grid, integers shifted by half the range; None if its scheme cannot hold them."""
+    if params.axis is not None or (scheme.activation_symmetric and params.zero_point != 0) or params.bits not in scheme.activation_bits:
+        return None
+    if scheme.power_of_two and float(np.log2(float(params.scale))) % 1.0 != 0.0:
+        return None
+    if params.signed == scheme.activation_signed:
+        return params
+    half = 2 ** (params.bits - 1)
+    shifted = replace(params, zero_point=params.zero_point + (half if params.signed else -half), signed=scheme.activation_signed)
+    return None if scheme.activation_symmetric and shifted.zero_point != 0 else shifted
