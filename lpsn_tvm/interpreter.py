@@ -147,7 +147,7 @@ class TorchInterpreter:
         name = var.name
         layer = self.accumulators.get(name) or (name if name in self.params else None)
         attrs = call_attrs(call)
-        operands = _operands(call, op, attrs)
+        operands = operands_of(call, op, attrs)
         if layer is not None:
             # The constant operand is the layer's weight or bias: it is read from `params` when the step runs.
             operands = operands[:1]
@@ -306,7 +306,7 @@ def _flat_outputs(expr: Any, aliases: Mapping[str, Any]) -> tuple[str, ...]:
     return _flat_outputs(aliases[expr.name], aliases) if expr.name in aliases else (expr.name,)
 
 
-def _operands(call: Any, op: str, attrs: dict[str, Any]) -> list[Any]:
+def operands_of(call: Any, op: str, attrs: dict[str, Any]) -> list[Any]:
     """The tensor operands of a call; what else it is given goes into `attrs`."""
     args = list(call.args)
     if op == "relax.clip":

@@ -85,7 +85,7 @@ def evaluate_float(call: Any, values: Mapping[str, Any]) -> quant.Array:
     """One Relax operator in float, by the torch interpreter's operator function."""
     import torch
 
-    from lpsn_tvm.interpreter import _operands as operands_of
+    from lpsn_tvm.interpreter import operands_of
     from lpsn_tvm.interpreter_ops import FACTORIES, Node
 
     op = graph.op_name(call)
