@@ -15,8 +15,8 @@ Array = npt.NDArray[Any]
 
 
 def input_block(channels: int) -> int:
-    """Channel block of a network input: whole quads, at most 16, so that three colours cost one quad per pixel."""
-    return min(16, 4 * -(-channels // 4))
+    """Channel block of a network input: 4, 8 or 16, so that three colours cost one quad of products per pixel."""
+    return 4 if channels <= 4 else 8 if channels <= 8 else 16
 
 
 def reduction(out_channels: int, groups: int, in_per_group: int, in_blocks: int, in_block: int) -> tuple[int, tuple[int, int] | None]:
