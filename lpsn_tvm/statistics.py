@@ -44,26 +44,26 @@ def activation_elements(mod: tvm.IRModule) -> int:
 def peak_activation_elements(mod: tvm.IRModule) -> int:
     """Most elements that are alive at once when operators run in order and every value is freed after its last use.
 
-    Inputs count until they are read, outputs until the end; an operator's operands and result are alive together. What a
-    compiler fuses takes no memory of its own: an element-wise result takes the place of an operand of the same shape that
-    nobody else reads (sum and bias, ReLU, residual sum), reshapes are views.
+    Inputs count until they are read for the last time, outputs until the end; an operator's operands and result are alive
+    together. What a compiler fuses takes no memory of its own: an element-wise result takes the place of an operand of the
+    same shape that nobody reads any more (sum and bias, ReLU, residual sum), reshapes are views.
     """
     parameters = [p.name for p in mod["main"].params]
     readers = Counter(name for _, value in bindings(mod) for name in variables_of(value))
     sizes = {p.name: prod(shape_of(p)) for p in mod["main"].params}
     home: dict[str, str] = {name: name for name in parameters}
+    # Reads still to come of every piece of memory, by all variables that live in it; the caller reads its inputs for ever.
+    pending = Counter({name: readers[name] + 1 for name in parameters})
     used: list[set[str]] = []
     for var, value in bindings(mod):
-        name, operands = var.name, variables_of(value)
-        if isinstance(value, (relax.Var, relax.Tuple)):
-            # What is returned, bound once more.
-            returned = {home[operand] for operand in operands}
-            home[name] = home[operands[0]]
-        else:
-            returned = set()
-            home[name] = _home(value, name, [o for o in operands if o not in parameters], readers, home)
-            sizes.setdefault(home[name], prod(shape_of(var)))
-        used.append({home[operand] for operand in operands} | {home[name]} | returned)
+        operands = variables_of(value)
+        pending.subtract(home[operand] for operand in operands)
+        place = _place(value, var, operands, home, pending)
+        home[var.name] = place
+        pending[place] += readers[var.name]
+        if place == var.name:
+            sizes[place] = prod(shape_of(var))
+        used.append({home[operand] for operand in operands} | {place})
     ends = {name: position for position, names in enumerate(used) for name in names}
     alive, peak = set(parameters), sum(sizes[name] for name in parameters)
     for position, names in enumerate(used):
@@ -73,17 +73,15 @@ def peak_activation_elements(mod: tvm.IRModule) -> int:
     return peak
 
 
-def _home(call: Any, name: str, operands: list[str], readers: Counter[str], home: dict[str, str]) -> str:
-    """The variable whose memory the result of `call` takes: its own, or an operand's."""
-    by_name = {arg.name: arg for arg in call.args if isinstance(arg, relax.Var)}
-    for operand in operands:
-        if op_name(call) in VIEWS:
-            return home[operand]
-        # An operand that is a view of something else that is still read must not be overwritten.
-        is_free = readers[operand] == 1 and home[operand] == operand
-        if op_name(call) in ELEMENTWISE and is_free and shape_of(by_name[operand]) == shape_of(call):
-            return operand
-    return name
+def _place(value: Any, var: Any, operands: list[str], home: dict[str, str], pending: Counter[str]) -> str:
+    """The memory that a result takes: its own, or an operand's."""
+    if operands and (isinstance(value, (relax.Var, relax.Tuple)) or op_name(value) in VIEWS):
+        return home[operands[0]]
+    if op_name(value) in ELEMENTWISE:
+        for arg in value.args:
+            if isinstance(arg, relax.Var) and pending[home[arg.name]] == 0 and shape_of(arg) == shape_of(var):
+                return home[arg.name]
+    return str(var.name)
 
 
 def variables_of(expr: Any) -> list[str]:
