@@ -183,8 +183,11 @@ def consumers_of(mod: tvm.IRModule) -> dict[str, list[str]]:
                 visit(field, user)
 
     for var, value in bindings(mod):
-        for arg in value.args if isinstance(value, relax.Call) else (value,):
-            visit(arg, var.name)
+        if isinstance(value, relax.Call):
+            for arg in value.args:
+                visit(arg, var.name)
+        else:  # the alias or tuple that the function returns
+            visit(value, "")
     visit(mod["main"].body.body, "")
     return users
 
