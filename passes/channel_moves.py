@@ -121,7 +121,7 @@ def strided_slice(flow: Flow, node: Node) -> Labels:
         if labels.shape[axis] == 1:
             continue
         if stride != 1:
-            flow.freeze(labels, f"{node} takes every {stride}th channel")
+            flow.freeze(labels, f"{node} takes channels with stride {stride}")
         stop = None if stride < 0 and end < 0 else end
         labels = labels[(slice(None),) * axis + (slice(begin, stop, stride),)]
     return compress(labels)
