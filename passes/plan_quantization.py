@@ -2,7 +2,7 @@
 
 Before: a canonical float network, calibration data, bits and the backend's scheme. After: a `QuantPlan`; the graph is not changed.
 
-1. Observe: the float network runs over all calibration data once; ranges come from streaming statistics (`observers`, `activation_ranges`).
+1. Observe: the float network runs over all calibration data once; ranges come from streaming statistics (`observers`).
 2. Walk from input to output on two frontiers, one of the float network, one whose prefix is already quantized. Each layer is re-solved so that it
    repeats the float layer's output on the quantized inputs, gets its ranges and its rounding, and a bias that makes its mean output right.
 
@@ -29,16 +29,16 @@ from lpsn_tvm.errors import CalibrationError, QuantizeError
 from lpsn_tvm.frontier import Frontier
 from lpsn_tvm.graph import Layer, find_layers
 from lpsn_tvm.interpreter import TorchInterpreter
-from lpsn_tvm.passes.activation_ranges import ObserverKind, choose_params
 from lpsn_tvm.passes.fake_quantize import FakeQuantizer, set_quantized_weights
 from lpsn_tvm.passes.normal_equations import LayerGeometry, NormalEquations
-from lpsn_tvm.passes.observers import Observer
+from lpsn_tvm.passes.observers import observe
 from lpsn_tvm.passes.quantize_layer import LayerSums, quantize_layer
 from lpsn_tvm.passes.regions import Region, Regions, find_regions
 from lpsn_tvm.progress import ProgressCallback, silent
 from lpsn_tvm.quant import QuantizedWeight, QuantParams, QuantPlan, QuantScheme
 
 Batches = Iterable[Mapping[str, Any]]
+ObserverKind = Literal["mse", "minmax", "percentile", "entropy"]
 Rounding = Literal["auto", "gptq", "nearest"]
 LayerBits = Mapping[str, "int | tuple[int, int]"]
 
@@ -159,26 +159,15 @@ class _Planner:
         kept = {name: _to_scheme(params, self.options.scheme) for name, params in self.options.keep.items()}
         names = [name for name in self.regions.quantized if name not in self.regions.shares]
         wanted = [name for name in names if kept.get(name) is None]
-        observer = Observer(wanted)
-        self._observe(observer)
+        batches = _Batches(self.calibration, self.batch)
+        seen = observe(self.interpreter, batches, wanted, self.options.observer, self._report_observation) if wanted else {}
         bits = self._activation_bits()
         for name in names:
             params = kept.get(name)
-            if params is None:
-                params = choose_params(observer.tensors[name], bits[name], self.options.scheme, self.options.observer)
-            self.activations[name] = params
+            self.activations[name] = seen[name].params(bits[name], self.options.scheme) if params is None else params
 
-    def _observe(self, observer: Observer) -> None:
-        total = len(self.calibration) if hasattr(self.calibration, "__len__") else 0
-        fetch = tuple(observer.tensors)
-        seen = 0
-        for feeds in _in_batches(self.calibration, self.batch):
-            # Nothing is fetched beyond what is observed: a tail that stays float is not computed.
-            self.interpreter.run(feeds, fetch=_last(self.interpreter, fetch), transform=observer)
-            seen += len(next(iter(feeds.values())))
-            self.progress("observe ranges", seen, max(total, seen))
-        if not seen:
-            raise CalibrationError("no calibration data: at least one sample is needed to choose activation ranges")
+    def _report_observation(self, done: int, total: int) -> None:
+        self.progress("observe ranges", done, max(done, total))
 
     def _activation_bits(self) -> dict[str, int]:
         """Bits of every quantized variable that has parameters of its own."""
@@ -273,14 +262,20 @@ def _pairs(first: Iterator[Tensor], second: Iterator[Tensor]) -> Iterator[tuple[
     return zip(first, second, strict=True)
 
 
-def _last(interpreter: TorchInterpreter, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of `names` that no other of them needs: fetching them computes all, and holds the least."""
-    needed: set[str] = set()
-    inputs = set(interpreter.inputs)
-    for step in reversed(interpreter.steps):
-        if step.name in needed or step.name in names:
-            needed.update(step.variables)
-    return tuple(name for name in names if name not in needed and name not in inputs) or interpreter.inputs
+class _Batches:
+    """Calibration data in batches of the planner's choice, where the data can be cut anew."""
+
+    def __init__(self, calibration: Batches, size: int) -> None:
+        self.calibration, self.batch = calibration, size
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return _in_batches(self.calibration, self.batch)
+
+    def __len__(self) -> int:
+        length = getattr(self.calibration, "__len__", None)
+        if length is None:
+            return 0
+        return int(length()) * (1 if hasattr(self.calibration, "batches") else self.batch)
 
 
 def _in_batches(calibration: Batches, size: int) -> Iterator[Mapping[str, Any]]:
