@@ -16,7 +16,7 @@ from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.float_groups import ChannelReads, channel_reads, pack_channels, pack_weight
 from lpsn_tvm.schedules.llvm.float_tiles import Tile, choose_tile
 from lpsn_tvm.schedules.llvm.isa import Isa
-from lpsn_tvm.schedules.llvm.views import LANES, View, compute, placeholder, prim_func
+from lpsn_tvm.schedules.llvm.views import LANES, View, compute, has_block, placeholder, prim_func
 
 PLAIN_CHANNELS = 4
 """Inputs with at most so many channels are read as plain NCHW: 16 lanes would be mostly padding."""
@@ -202,7 +202,7 @@ def _schedule(func: Any, shape: ConvShape) -> Any:
     from tvm.s_tir import Schedule
 
     sch = Schedule(func)
-    names = {str(child) for child in ("pad",) if _has_block(sch, child)}
+    has_pad = has_block(sch, "pad")
     acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
     n, o, y, x, lane = sch.get_loops(out)
     if shape.flat:
@@ -211,7 +211,7 @@ def _schedule(func: Any, shape: ConvShape) -> Any:
     oo, ob = sch.split(o, [None, shape.tile.blocks])
     yo, yi = sch.split(y, [None, shape.tile.rows])
     xo, xi = sch.split(x, [None, shape.tile.columns])
-    chunk = _chunk_rows(shape) if names else 0
+    chunk = _chunk_rows(shape) if has_pad else 0
     if chunk:
         yc, yo = sch.split(yo, [None, chunk])
         sch.reorder(n, yc, oo, yo, xo, ob, yi, xi, lane)
@@ -225,7 +225,7 @@ def _schedule(func: Any, shape: ConvShape) -> Any:
         sch.unroll(loop)
     sch.compute_at(acc, xo, preserve_unit_loops=True)
     tile_reduction(sch, acc)
-    if names:
+    if has_pad:
         pad = sch.get_sblock("pad")
         if chunk:
             sch.compute_at(pad, outer, preserve_unit_loops=True)
@@ -248,12 +248,3 @@ def tile_reduction(sch: Any, acc: Any) -> None:
     for loop in sch.get_loops(init)[-4:-1]:
         sch.unroll(loop)
 
-
-def _has_block(sch: Any, name: str) -> bool:
-    from tvm.s_tir import ScheduleError
-
-    try:
-        sch.get_sblock(name)
-    except ScheduleError:
-        return False
-    return True

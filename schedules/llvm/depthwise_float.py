@@ -12,7 +12,7 @@ from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.conv2d_float import clipped
 from lpsn_tvm.schedules.llvm.float_groups import pack_channels
 from lpsn_tvm.schedules.llvm.isa import Isa
-from lpsn_tvm.schedules.llvm.views import LANES, View, compute, placeholder, prim_func
+from lpsn_tvm.schedules.llvm.views import LANES, View, compute, has_block, placeholder, prim_func
 
 UNROLLED_TAPS = 25
 """Larger kernels keep a loop over their rows."""
@@ -108,7 +108,6 @@ def _schedule(func: Any, shape: DepthwiseShape) -> Any:
 
     sch = Schedule(func)
     acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
-    pads = [block for block in sch.get_child_blocks(sch.get_sblock("root")) if sch.get(block).name_hint == "pad"]
     n, o, y, x, lane = sch.get_loops(out)
     xo, xi = sch.split(x, [None, shape.columns])
     outer = sch.fuse(n, o, y)
@@ -123,7 +122,8 @@ def _schedule(func: Any, shape: DepthwiseShape) -> Any:
     sch.unroll(sch.get_loops(init)[-2])
     for loop in (x_, s, r)[: 3 if shape.kernel[0] * shape.kernel[1] <= UNROLLED_TAPS else 2]:
         sch.unroll(loop)
-    if pads:
-        sch.compute_at(pads[0], outer, preserve_unit_loops=True)
-        sch.vectorize(sch.get_loops(pads[0])[-1])
+    if has_block(sch, "pad"):
+        pad = sch.get_sblock("pad")
+        sch.compute_at(pad, outer, preserve_unit_loops=True)
+        sch.vectorize(sch.get_loops(pad)[-1])
     return sch.mod["main"]

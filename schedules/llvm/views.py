@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from lpsn_tvm.schedules.kernel import TensorSpec
+from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 
 LANES = 16
 """Channels in a block; every kernel of this folder vectorizes over them."""
@@ -67,7 +67,8 @@ def prim_func(tensors: Sequence[Any]) -> Any:
     """TE graph -> TIR function with the arguments `tensors`."""
     from tvm import te
 
-    return te.create_prim_func(list(tensors)).with_attr("global_symbol", "main")
+    # Pattern 8 is opaque: operator fusion leaves a finished kernel alone.
+    return te.create_prim_func(list(tensors)).with_attrs({"global_symbol": "main", "op_pattern": 8})
 
 
 def parallel_outer(sch: Any, loops: Sequence[Any], inner: int) -> Any:
@@ -82,15 +83,88 @@ def parallel_outer(sch: Any, loops: Sequence[Any], inner: int) -> Any:
     return outer
 
 
-def schedule_elementwise(func: Any, out: TensorSpec, block: str = "out") -> Any:
-    """Schedule one block without reduction: vectorized over the lanes (plain: left to the compiler's vectorizer), parallel over rows."""
+def schedule_elementwise(func: Any, out: TensorSpec, vectorized: bool = True) -> Any:
+    """Schedule the block "out": vectorized over the lanes (plain: left to the compiler's vectorizer), parallel over rows.
+
+    Blocks before it: "pad" is made row by row where it is read.
+    """
     from tvm.s_tir import Schedule
 
     sch = Schedule(func)
-    loops = list(sch.get_loops(sch.get_sblock(block)))
-    if out.block:
+    loops = list(sch.get_loops(sch.get_sblock("out")))
+    if out.block and vectorized:
         sch.vectorize(loops[-1])
     inner = min(len(loops) - 1, 2 if out.block else 1)
-    if inner >= 0 and len(loops) > inner:
-        parallel_outer(sch, loops, inner)
+    outer = parallel_outer(sch, loops, inner)
+    if has_block(sch, "pad"):
+        pad = sch.get_sblock("pad")
+        sch.compute_at(pad, outer, preserve_unit_loops=True)
+        if out.block:
+            sch.vectorize(sch.get_loops(pad)[-1])
     return sch.mod["main"]
+
+
+def has_block(sch: Any, name: str) -> bool:
+    """Whether the function has a block of that name."""
+    return any(sch.get(block).name_hint == name for block in sch.get_child_blocks(sch.get_sblock("root")))
+
+
+def schedule_reduction(func: Any, out: TensorSpec) -> Any:
+    """Schedule "acc" (a reduction over the last axes) and "out" (its epilogue), lanes vectorized, parallel over the outer axes."""
+    from tvm.s_tir import Schedule
+
+    sch = Schedule(func)
+    rank = len(out.memory_shape)
+    loops = list(sch.get_loops(sch.get_sblock("out")))
+    if out.block:
+        sch.vectorize(loops[-1])
+    outer = sch.fuse(*loops[: 2])
+    sch.parallel(outer)
+    acc = sch.get_sblock("acc")
+    sch.compute_at(acc, outer, preserve_unit_loops=True)
+    spatial, reduction = sch.get_loops(acc)[1 : rank + 1], sch.get_loops(acc)[rank + 1 :]
+    if out.block:
+        sch.reorder(*spatial[:-1], *reduction, spatial[-1])
+        sch.vectorize(spatial[-1])
+    sch.decompose_reduction(acc, reduction[0])
+    return sch.mod["main"]
+
+
+Define = Callable[..., Any]
+"""(views of the inputs..., TE tensors of the constants...) -> TE tensor named "out"."""
+
+
+def elementwise_kernel(
+    name: str, inputs: Sequence[TensorSpec], constants: Sequence[Array], out: TensorSpec, define: Define,
+    *details: Hashable, vectorized: bool = True,
+) -> Kernel:
+    """A kernel of one block without reduction.
+
+    Parameters
+    ----------
+    name : str
+        First part of the key.
+    inputs, out : TensorSpec
+    constants : sequence of ndarray
+    define : callable
+    details : hashable
+        Whatever else the code depends on.
+    vectorized : bool
+        False for kernels of table lookups: a vector gather of bytes is slower than 16 loads.
+    """
+
+    def build() -> Any:
+        from tvm import te
+
+        data = [placeholder(spec, f"x{i}") for i, spec in enumerate(inputs)]
+        extra = [te.placeholder(array.shape, str(array.dtype), name=f"p{i}") for i, array in enumerate(constants)]
+        views = [View(tensor, spec) for tensor, spec in zip(data, inputs, strict=True)]
+        return schedule_elementwise(prim_func([*data, *extra, define(*views, *extra)]), out, vectorized)
+
+    shapes = tuple((array.shape, str(array.dtype)) for array in constants)
+    return Kernel(build, tuple(constants), out, (name, tuple(inputs), out, shapes, *details), tuple(inputs))
+
+
+def offered_block(*specs: TensorSpec) -> int:
+    """The block that elementwise kernels keep: 16 if any full-rank operand has it already."""
+    return LANES if any(spec.block == LANES for spec in specs) else 0
