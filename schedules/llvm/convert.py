@@ -97,7 +97,7 @@ def _kernel(name: str, data: TensorSpec, out: TensorSpec, floats: Any, integers:
 
 def _emit(data: TensorSpec, out: TensorSpec, source: Any, target: Any, function: Callable[[Any, int], Any]) -> None:
     """Choose the loops by the two layouts."""
-    if data.memory_shape == out.memory_shape or _is_same_memory(data, out):
+    if data.memory_shape == out.memory_shape or is_same_memory(data, out):
         _emit_flat(int(np.prod(data.memory_shape)), source, target, function)
     elif data.block == 0 and out.block:
         _emit_blocking(out, source, target, function)
@@ -107,7 +107,7 @@ def _emit(data: TensorSpec, out: TensorSpec, source: Any, target: Any, function:
         _emit_reblocking(data, out, source, target, function)
 
 
-def _is_same_memory(data: TensorSpec, out: TensorSpec) -> bool:
+def is_same_memory(data: TensorSpec, out: TensorSpec) -> bool:
     """Whether two layouts of one tensor are the same bytes (one pixel, channels that fill their blocks)."""
     one_pixel = int(np.prod(data.shape[2:])) == 1
     return one_pixel and all(spec.block == 0 or spec.shape[1] % spec.block == 0 for spec in (data, out))
