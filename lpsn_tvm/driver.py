@@ -64,7 +64,7 @@ def build(
     from lpsn_tvm.export import to_onnx
     from lpsn_tvm.frontend import import_model, load_model
     from lpsn_tvm.passes.pipeline import Network, stages
-    from lpsn_tvm.reporting import make_report, measure
+    from lpsn_tvm.reporting import input_infos, make_report, measure, model_name, output_infos
     from lpsn_tvm.targets import get_backend
 
     with progress_bar(progress) as show:
@@ -78,17 +78,17 @@ def build(
                 warnings.warn("no calibration data: ranges come from synthetic inputs and only dead channels are removed; expect less accuracy", stacklevel=2)
             else:
                 data = CalibrationSet.from_any(
-                    calibration, imported.signature, batch=recipe.batch, input_range=input_range, preprocessing=preprocessing, limit=recipe.samples
+                    calibration, imported.signature, input_range=input_range, preprocessing=preprocessing, limit=recipe.samples
                 )
-        net = Network(imported.mod, recipe, backend.scheme, recipe.align or backend.channel_tile, data, imported.qdq, progress=show)
+        net = Network(imported, recipe, backend.scheme, recipe.align or backend.channel_tile, data, progress=show)
         for stage in stages(recipe, is_synthetic=data.synthetic):
             with watch.stage(stage.name):
                 stage.run(net)
         with watch.stage("compile"):
-            compiled = backend.compile(backend.lower(net.mod))
+            compiled = backend.compile(backend.lower(net.mod), recipe.num_threads)
         artifact = Artifact(
-            library=compiled.library, params=compiled.params, inputs=imported.inputs, outputs=imported.outputs, recipe=recipe,
-            report=make_report(imported.name, backend, net, watch.seconds), target=backend.tvm_target, cpu_features=compiled.cpu_features,
+            library=compiled.library, params=compiled.params, inputs=input_infos(imported), outputs=output_infos(imported), recipe=recipe,
+            report=make_report(model_name(model), backend, net, watch.seconds), target=backend.tvm_target, cpu_features=compiled.cpu_features,
             sources=Sources(net.pruned, net.plan, to_onnx),
         )
         if recipe.measure:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+from pathlib import Path
 from typing import Any
 
-from lpsn_tvm.artifact import Artifact
+from lpsn_tvm.artifact import Artifact, TensorInfo
+from lpsn_tvm.frontend.importer import ImportedModel
 from lpsn_tvm.graph import Layer, find_layers
 from lpsn_tvm.passes.fuse_float import fuse_float
 from lpsn_tvm.passes.pipeline import Network
@@ -18,7 +21,7 @@ def make_report(model: str, backend: Backend, net: Network, seconds: dict[str, f
     """Everything about the build that is known without running it."""
     recipe, data = net.recipe, net.calibration
     notes = [] if not data.synthetic else ["calibrated on seeded synthetic inputs: no calibration data was given; only dead channels were removed"]
-    if net.kept_scales and recipe.keep_scales and recipe.bits:
+    if net.kept_scales and recipe.bits:
         notes.append(f"{len(net.kept_scales)} scales of the model's own QuantizeLinear nodes were kept")
     pruning = net.pruning
     return Report(
@@ -86,3 +89,24 @@ def measure(artifact: Artifact, dense: Any, backend: Backend, *, rounds: int = 5
     artifact.report.milliseconds = {
         "float": statistics.median(pair[0] for pair in pairs), "module": statistics.median(pair[1] for pair in pairs),
     }
+
+
+def model_name(model: Any) -> str:
+    """What the report calls the model: file name, graph name, or "model"."""
+    if isinstance(model, (str, os.PathLike)):
+        return Path(model).name
+    graph = getattr(model, "graph", None)
+    return str(getattr(graph, "name", "") or "model")
+
+
+def input_infos(imported: ImportedModel) -> list[TensorInfo]:
+    """Names and shapes of the model's inputs."""
+    return [TensorInfo(name, shape) for name, shape in imported.signature.items()]
+
+
+def output_infos(imported: ImportedModel) -> list[TensorInfo]:
+    """Names and shapes of the model's outputs."""
+    body = imported.mod["main"].body.body
+    types = body.ty.fields if len(imported.output_names) > 1 else [body.ty]
+    shapes = [tuple(int(extent) for extent in kind.shape.values) for kind in types]
+    return [TensorInfo(name, shape) for name, shape in zip(imported.output_names, shapes, strict=True)]

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from lpsn_tvm.frontend.importer import ImportedModel
 from lpsn_tvm.passes.canonicalize import canonicalize
-from lpsn_tvm.passes.dead_channels import remove_dead_channels
+from lpsn_tvm.passes.remove_dead_channels import remove_dead_channels
 from lpsn_tvm.passes.fuse_float import fuse_float
 from lpsn_tvm.passes.lower_to_integer import lower_to_integer
 from lpsn_tvm.passes.plan_quantization import plan_quantization
@@ -24,8 +25,8 @@ class Network:
 
     Parameters
     ----------
-    mod : IRModule
-        The network as it is now.
+    imported : ImportedModel
+        What the frontend read.
     recipe : Recipe
     scheme : QuantScheme
         Of the backend.
@@ -34,19 +35,21 @@ class Network:
     calibration : CalibrationSet
     kept_scales : mapping of name to QuantParams
         Scales of a model that came with QuantizeLinear nodes.
+    mod : IRModule
+        The network as it is now.
     dense, pruned : IRModule
         Canonical float network before and after channel removal.
     plan, regions, pruning
         What the stages decided; None where a stage is not in the list.
     """
 
-    mod: Any
+    imported: ImportedModel
     recipe: Recipe
     scheme: QuantScheme
     align: int
     calibration: Any
     kept_scales: Mapping[str, QuantParams] = field(default_factory=dict)
-    renamed: dict[str, str] = field(default_factory=dict)
+    mod: Any = None
     dense: Any = None
     pruned: Any = None
     plan: QuantPlan | None = None
@@ -78,7 +81,10 @@ def stages(recipe: Recipe, *, is_synthetic: bool) -> list[Stage]:
 
 
 def _canonicalize(net: Network) -> None:
-    net.mod = net.dense = net.pruned = canonicalize(net.mod, renamed=net.renamed)
+    renamed: dict[str, str] = {}
+    net.mod = net.dense = net.pruned = canonicalize(net.imported.mod, renamed=renamed)
+    if net.recipe.keep_scales:
+        net.kept_scales = net.imported.canonical_qdq(net.mod, renamed)
 
 
 def _remove_dead(net: Network) -> None:
@@ -98,11 +104,11 @@ def _prune(net: Network) -> None:
 def _quantize(net: Network) -> None:
     recipe = net.recipe
     assert recipe.bits is not None
-    keep = {net.renamed.get(name, name): params for name, params in net.kept_scales.items()} if recipe.keep_scales else {}
     net.regions = find_regions(net.mod, recipe.ignore)
     net.plan = plan_quantization(
         net.mod, net.calibration, weight_bits=recipe.bits[0], activation_bits=recipe.bits[1], scheme=net.scheme, observer=recipe.observer,
-        rounding=recipe.rounding, keep=keep, ignore=recipe.ignore, seed=recipe.seed, memory_budget=recipe.memory_budget, progress=net.progress,
+        rounding=recipe.rounding, keep=net.kept_scales, keep_weights=net.imported.qdq_weights if recipe.keep_scales else {}, ignore=recipe.ignore,
+        seed=recipe.seed, memory_budget=recipe.memory_budget, regions=net.regions, progress=net.progress,
     )
 
 

@@ -56,6 +56,11 @@ class ImportedModel:
     qdq_weights: dict[str, QuantParams] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def signature(self) -> dict[str, tuple[int, ...]]:
+        """Input names and shapes."""
+        return {name: graph.shape_of(param) for name, param in zip(self.input_names, self.mod["main"].params, strict=True)}
+
     def canonical_qdq(self, mod: tvm.IRModule, renamed: dict[str, str]) -> dict[str, QuantParams]:
         """`qdq` with the names of the canonical module `mod`; `renamed` is what `canonicalize` filled.
 
