@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from tvm import relax
 
 from lpsn_tvm import graph
 from lpsn_tvm.artifact import write_atomically
 from lpsn_tvm.errors import LpsnError, QuantizeError, UnsupportedOpError
 from lpsn_tvm.export_ops import EXPORTERS, GraphWriter
+from lpsn_tvm.passes.integer_ops import scale_of
+from lpsn_tvm.passes.lower_layers import integer_weight
 from lpsn_tvm.passes.lower_to_integer import plan_regions
-from lpsn_tvm.passes.regions import Regions, nodes_of
+from lpsn_tvm.passes.regions import Region, Regions, nodes_of
 from lpsn_tvm.quant import QuantizedWeight, QuantParams, QuantPlan
 
 OPSETS = range(17, 22)
@@ -195,7 +197,10 @@ class _Exporter:
         region = None if self.regions is None else self.regions.by_layer.get(layer.name)
         weight = self.plan.weights.get(layer.name) if self.plan is not None and region is not None else None
         x = self.aliases.get(layer.data, layer.data)
-        tensors = self._float_weight(layer) if weight is None else self._integer_weight(layer, weight, x)
+        if weight is None or region is None:
+            tensors = self._float_weight(layer)
+        else:
+            tensors = self._integer_weight(layer, region, weight, x)
         if layer.kind == "dense":
             if len(layer.in_shape) == 2:
                 self.w.node("Gemm", [self.tensors[x], *tensors], raw, node_name=layer.name)
@@ -218,40 +223,32 @@ class _Exporter:
     def _float_weight(self, layer: graph.Layer) -> list[str]:
         return [self.w.constant(layer.weight, f"{layer.name}.weight"), self.w.constant(layer.bias, f"{layer.name}.bias")]
 
-    def _integer_weight(self, layer: graph.Layer, weight: QuantizedWeight, x: str) -> list[str]:
-        """int8 weight and int32 bias, each behind a DequantizeLinear."""
+    def _integer_weight(self, layer: graph.Layer, region: Region, weight: QuantizedWeight, x: str) -> list[str]:
+        """int8 weight and int32 bias, each behind a DequantizeLinear: exactly the integers that lowering uses."""
         name, axis = layer.name, 0 if layer.kind == "conv2d" else 1
-        scale = np.asarray(weight.params.scale, np.float32)
-        values = np.asarray(weight.values, np.int8)
-        if layer.kind == "conv2d_transpose" and layer.groups > 1 and scale.size > 1:
-            # One scale per output channel of a group is all that ONNX can say here; several groups get their real numbers.
-            per_group = scale.reshape(layer.groups, 1, -1)
-            real = values.reshape(layer.groups, -1, *values.shape[1:]) * per_group[..., None, None]
-            tensors = [self.w.constant(real.reshape(values.shape).astype(np.float32), f"{name}.weight")]
-        else:
-            steps = self.w.constant(scale if scale.size > 1 else scale.reshape(()), f"{name}.weight.scale")
-            zeros = self.w.constant(np.zeros(scale.shape if scale.size > 1 else (), np.int8), f"{name}.weight.zero_point")
-            integers = self.w.constant(values, f"{name}.weight.q")
-            real_weight = self.w.unique(f"{name}.weight")
-            tensors = [self.w.node("DequantizeLinear", [integers, steps, zeros], real_weight, axis=axis if scale.size > 1 else None)]
-        return [*tensors, self._integer_bias(layer, weight, x)]
-
-    def _integer_bias(self, layer: graph.Layer, weight: QuantizedWeight, x: str) -> str:
-        """int32 bias of scale x_scale * w_scale, as integer kernels want it; float where it would not fit."""
         params = self._params(x)
-        real = np.asarray(weight.bias, np.float32).reshape(-1)
-        name = f"{layer.name}.bias"
         if params is None:
-            return self.w.constant(real, name)
-        scale = np.broadcast_to(np.asarray(weight.params.scale, np.float32).reshape(-1), real.shape)
-        scale = (scale * np.float32(np.asarray(params.scale).reshape(()))).astype(np.float32)
-        integers = np.rint(real.astype(np.float64) / scale)
-        if not np.all(np.abs(integers) < 2**31):
-            return self.w.constant(real, name)
-        values = self.w.constant(integers.astype(np.int32), f"{name}.q")
-        zeros = self.w.constant(np.zeros(scale.shape, np.int32), f"{name}.zero_point")
-        steps = self.w.constant(scale, f"{name}.scale")
-        return self.w.node("DequantizeLinear", [values, steps, zeros], self.w.unique(name), axis=0)
+            raise QuantizeError("an integer layer reads a tensor that is not quantized", where=name)
+        out = None if region.float_output else self._params(region.name)
+        values, bias, unit = integer_weight(layer, weight, params, out)
+        scale = (unit / scale_of(params)).astype(np.float32)
+        real_weight = self.w.unique(f"{name}.weight")
+        if layer.kind == "conv2d_transpose" and layer.groups > 1 and np.ptp(scale) > 0:
+            # ONNX has one scale per index of axis 1, which the groups share: several groups get their real numbers.
+            per_group = scale.reshape(layer.groups, 1, -1, 1, 1)
+            real = values.reshape(layer.groups, -1, *values.shape[1:]) * per_group
+            self.w.initializers.append(numpy_helper.from_array(real.reshape(values.shape).astype(np.float32), real_weight))
+        else:
+            if np.ptp(scale) == 0:
+                scale = scale[0]
+            integers = self.w.constant(values, f"{name}.weight.q")
+            steps = self.w.constant(scale, f"{name}.weight.scale")
+            zeros = self.w.constant(np.zeros(scale.shape, np.int8), f"{name}.weight.zero_point")
+            self.w.node("DequantizeLinear", [integers, steps, zeros], real_weight, axis=axis if scale.ndim else None)
+        steps = self.w.constant(unit.astype(np.float32), f"{name}.bias.scale")
+        zeros = self.w.constant(np.zeros(unit.shape, np.int32), f"{name}.bias.zero_point")
+        integers = self.w.constant(bias, f"{name}.bias.q")
+        return [real_weight, self.w.node("DequantizeLinear", [integers, steps, zeros], self.w.unique(f"{name}.bias"), axis=0)]
 
 
 def initializer_bytes(model: onnx.ModelProto) -> Mapping[str, int]:

@@ -47,7 +47,10 @@ def lower_layer(
     QuantizeError
         The worst case of the accumulator does not fit int32, or a scale is not a positive number.
     """
-    values, bias, channel_scale = integer_weight(layer, weight, x)
+    values, bias, channel_scale = integer_weight(layer, weight, x.params, out)
+    if layer.kind != "conv2d_transpose":
+        # Every output sums over the zero point as often as over its weights: padding writes the zero point, too.
+        bias = (bias.astype(np.int64) - x.zero_point * rows_by_output(layer, values).astype(np.int64).sum(axis=1)).astype(np.int32)
     if out is None:
         scale, attrs = channel_scale, {"out_dtype": "float32", "out_zero_point": 0, "qmin": 0, "qmax": 0}
     else:
@@ -65,39 +68,54 @@ def lower_layer(
     return integer_call(f"lpsn.{layer.kind}", tensors, attrs, out_shape=layer.out_shape)
 
 
-def integer_weight(layer: Layer, weight: QuantizedWeight, x: IntegerTensor) -> tuple[Array, Array, Array]:
-    """Integer weight, int32 bias (zero-point term folded in) and float64 accumulator scale per output channel.
+def integer_weight(
+    layer: Layer, weight: QuantizedWeight, x: QuantParams, out: QuantParams | None = None
+) -> tuple[Array, Array, Array]:
+    """Integer weight, int32 bias (without zero-point term), float64 accumulator scale per output channel.
 
-    A channel whose bias is so much larger than its weights that `bias / scale` leaves int32 (a dead channel, usually) gets a coarser weight scale by a
-    power of two: the weight's rounding error stays below the bias's own float32 resolution.
+    The bias is rounded in units of the accumulator, so that unit must suit it: where the weights use so few bits that the rounding would show in the
+    output, they are multiplied by a power of two (they live in int8 anyway) and the unit divided by it; a channel whose bias would leave int32
+    (a dead channel, usually) gets a coarser unit, its weights losing bits that are far below the bias's own float32 resolution.
+
+    Raises
+    ------
+    QuantizeError
+        The worst case of the accumulator does not fit int32, or a scale is not a positive number.
     """
-    channels = layer.out_channels
-    scale = np.broadcast_to(np.asarray(weight.params.scale, np.float64).reshape(-1), (channels,)) * x.scale
+    scale = np.broadcast_to(np.asarray(weight.params.scale, np.float64).reshape(-1), (layer.out_channels,)) * scale_of(x)
+    bias = np.asarray(weight.bias, np.float64).reshape(-1)
     if not (np.all(np.isfinite(scale)) and np.all(scale > 0)):
         raise QuantizeError("weight and input scales must be positive numbers", where=layer.name)
-    if not np.all(np.isfinite(weight.bias)):
+    if not np.all(np.isfinite(bias)):
         raise QuantizeError("the bias is not finite", where=layer.name)
-    rows = rows_by_output(layer, np.asarray(weight.values)).astype(np.int64)
-    reach = np.abs(rows).sum(axis=1) * _largest_input(layer, x.params)
-    room = INT32_MAX - reach
-    if np.any(room <= 0):
-        worst = int(reach.max())
+    values = np.asarray(weight.values).astype(np.int64)
+    largest = _largest_input(layer, x)
+    reach = np.abs(rows_by_output(layer, values)).sum(axis=1) * largest
+    if np.any(reach >= INT32_MAX):
         raise QuantizeError(
-            f"the worst case of its accumulator is {worst}, above {INT32_MAX}; list it in `ignore` or use fewer bits",
+            f"the worst case of its accumulator is {int(reach.max())}, above {INT32_MAX}; list it in `ignore` or use fewer bits",
             where=layer.name,
         )
-    real_bias = np.asarray(weight.bias, np.float64).reshape(-1)
-    values = np.asarray(weight.values)
-    excess = np.abs(real_bias / scale) / np.minimum(room / 2, 2.0**30)
+    finer = _finer_unit(values, reach, scale, bias, out)
+    values, scale, reach = values * finer, scale / finer, reach * finer
+    excess = np.abs(bias / scale) / np.minimum((INT32_MAX - reach) / 2, 2.0**30)
     if np.any(excess > 1):
-        factor = np.exp2(np.ceil(np.log2(np.maximum(excess, 1.0))))
-        values = np.rint(values / _per_output(layer, factor, values.ndim)).astype(np.int8)
-        scale = scale * factor
-        rows = rows_by_output(layer, values).astype(np.int64)
-    bias = np.rint(real_bias / scale).astype(np.int64)
-    if layer.kind != "conv2d_transpose":
-        bias = bias - x.zero_point * rows.sum(axis=1)
-    return values.astype(np.int8), bias.astype(np.int32), scale
+        coarser = np.exp2(np.ceil(np.log2(np.maximum(excess, 1.0))))
+        values = np.rint(values / _per_output(layer, coarser, values.ndim))
+        scale = scale * coarser
+    return values.astype(np.int8), np.rint(bias / scale).astype(np.int32), scale
+
+
+def _finer_unit(values: Array, reach: Array, scale: Array, bias: Array, out: QuantParams | None) -> int:
+    """Power of two that brings the accumulator's unit below 1/16 of the output's step (float output: of the largest bias)."""
+    wanted = (float(np.abs(bias).max(initial=0.0)) if out is None else scale_of(out)) / 16
+    if not np.any(bias) or wanted <= 0:
+        return 1
+    finer = 1
+    peak, most = int(np.abs(values).max(initial=1)), int(reach.max(initial=1))
+    while scale.max() / finer > wanted and 2 * finer * peak <= 127 and 2 * finer * most < INT32_MAX // 2:
+        finer *= 2
+    return finer
 
 
 def _largest_input(layer: Layer, params: QuantParams) -> int:

@@ -192,7 +192,8 @@ class _Lowering:
         if name not in self.floats:
             x = self.integers[name]
             call = integer_call("lpsn.dequantize", [x.expr], {"scale": x.scale, "zero_point": x.zero_point})
-            self.floats[name] = graph.emit_named(self.builder, call, name if name in self.regions.outputs else f"{name}.dq")
+            is_output = name in self.regions.outputs and name not in self.regions.inputs
+            self.floats[name] = graph.emit_named(self.builder, call, name if is_output else f"{name}.dq")
         return self.floats[name]
 
     def _quantize(self, value: Any, params: QuantParams) -> Any:

@@ -73,12 +73,23 @@ def test_dead_channels_with_large_bias_keep_the_bias(kind: str, groups: int) -> 
 
 def test_bias_folds_the_zero_point_and_rounds_half_to_even() -> None:
     _, layer = build("dense")
-    values = np.ones((10, 5), np.int8)
+    values = np.full((10, 5), 100, np.int8)
     bias = np.array([0.5, 1.5, 2.5, -0.5, 0.0], np.float32)
     weight = QuantizedWeight(values, QuantParams(np.float32(1.0), 0, 8, True), bias)
-    _, integers, scale = integer_weight(layer, weight, integer_input(layer, QuantParams(np.float32(1.0), 3, 8, False)))
-    np.testing.assert_array_equal(integers + 30, [0, 2, 2, 0, 0])
-    np.testing.assert_array_equal(scale, 1.0)
+    call = lower_layer(layer, weight, integer_input(layer, QuantParams(np.float32(1.0), 3, 8, False)), None)
+    np.testing.assert_array_equal(graph.constant_value(call.args[3]) + 3000, [0, 2, 2, 0, 0])
+    np.testing.assert_array_equal(graph.constant_value(call.args[4]), 1.0)
+
+
+def test_few_bits_get_a_finer_unit_so_that_the_bias_survives() -> None:
+    _, layer = build("dense")
+    weight = QuantizedWeight(np.ones((10, 5), np.int8), QuantParams(np.float32(0.5), 0, 2, True), np.full(5, 0.3, np.float32))
+    x, out = QuantParams(np.float32(1.0), 0, 2, False), QuantParams(np.float32(0.5), 0, 2, False)
+    values, bias, unit = integer_weight(layer, weight, x, out)
+    assert set(values.flat) == {16} and np.all(unit == 0.5 / 16)
+    np.testing.assert_allclose(bias * unit, 0.3, atol=0.5 / 32)
+    eight = QuantizedWeight(np.full((10, 5), 100, np.int8), QuantParams(np.float32(0.005), 0, 8, True), np.full(5, 0.3, np.float32))
+    np.testing.assert_array_equal(integer_weight(layer, eight, x, out)[0], 100)
 
 
 def big_dense(inputs: int) -> tuple[graph.Layer, QuantizedWeight]:
@@ -91,10 +102,10 @@ def big_dense(inputs: int) -> tuple[graph.Layer, QuantizedWeight]:
 def test_a_layer_that_could_overflow_is_refused_by_name() -> None:
     params = QuantParams(np.float32(1.0), 0, 8, False)
     layer, weight = big_dense(66_000)
-    integer_weight(layer, weight, integer_input(layer, params))
+    integer_weight(layer, weight, params)
     layer, weight = big_dense(67_000)
     with pytest.raises(QuantizeError, match=r"fc\.1: the worst case of its accumulator"):
-        integer_weight(layer, weight, integer_input(layer, params))
+        integer_weight(layer, weight, params)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf])
@@ -102,7 +113,7 @@ def test_scales_must_be_positive_numbers(scale: float) -> None:
     _, layer = build("dense")
     weight = QuantizedWeight(np.ones((10, 5), np.int8), QuantParams(np.float32(scale), 0, 8, True), np.zeros(5, np.float32))
     with pytest.raises(QuantizeError, match=r"fc\.1"):
-        integer_weight(layer, weight, integer_input(layer, QuantParams(np.float32(1.0), 0, 8, False)))
+        integer_weight(layer, weight, QuantParams(np.float32(1.0), 0, 8, False))
 
 
 def test_residual_and_clamp_go_into_the_epilogue() -> None:
