@@ -171,7 +171,9 @@ class LayerGeometry:
         flat = x.reshape(samples, width, -1)
         taps = self.source[where]
         flat = torch.nn.functional.pad(flat, (0, 1))
-        body = flat.index_select(2, taps.reshape(-1)).reshape(samples, self.groups, width // self.groups, len(where), self.taps)
+        body = flat.index_select(2, taps.reshape(-1)).reshape(
+            samples, self.groups, width // self.groups, len(where), self.taps
+        )
         body = body.permute(1, 0, 3, 2, 4).reshape(self.groups, samples * len(where), -1)
         return torch.cat([body, torch.ones_like(body[:, :, :1])], dim=2)
 

@@ -61,5 +61,7 @@ def unit_scores(channel_scores: Tensor, units: Tensor, count: int) -> Tensor:
     """Mean score of the channels of each unit; `units` int64[C] is the unit of each channel, -1 for channels of no unit."""
     member = units >= 0
     total = torch.zeros(count, dtype=torch.float64).index_add_(0, units[member], channel_scores[member])
-    number = torch.zeros(count, dtype=torch.float64).index_add_(0, units[member], torch.ones(int(member.sum()), dtype=torch.float64))
+    number = torch.zeros(count, dtype=torch.float64).index_add_(
+        0, units[member], torch.ones(int(member.sum()), dtype=torch.float64)
+    )
     return total / number.clamp_min(1)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from lpsn_tvm.passes import eliminate as module
 from lpsn_tvm.passes.eliminate import eliminate, problem_of, unit_costs
 from lpsn_tvm.passes.resolve import damping_vector

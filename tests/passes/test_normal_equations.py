@@ -1,7 +1,8 @@
 import pytest
 import torch
-from lpsn_tvm.passes.normal_equations import LayerGeometry, NormalEquations
 from torch.nn import functional as F
+
+from lpsn_tvm.passes.normal_equations import LayerGeometry, NormalEquations
 
 CONVS = {
     "plain": dict(groups=1, i=4, o=6, k=(3, 3), s=(1, 1), d=(1, 1), p=(1, 1, 1, 1)),
@@ -22,7 +23,9 @@ def conv_case(groups, i, o, k, s, d, p):
 def transpose_case():
     x, weight, bias = torch.randn(2, 4, 5, 6), torch.randn(4, 3, 3, 4), torch.randn(6)
     y = F.conv_transpose2d(x, weight, bias, stride=2, padding=1, output_padding=1, groups=2, dilation=(1, 2))
-    geometry = LayerGeometry("conv2d_transpose", 2, 4, 6, (3, 4), (2, 2), (1, 2), (1, 1, 1, 1), (5, 6), tuple(y.shape[2:]))
+    geometry = LayerGeometry(
+        "conv2d_transpose", 2, 4, 6, (3, 4), (2, 2), (1, 2), (1, 1, 1, 1), (5, 6), tuple(y.shape[2:])
+    )
     return geometry, x, weight, bias, y
 
 
@@ -31,7 +34,11 @@ def dense_case():
     return LayerGeometry("dense", 1, 5, 3), x, weight, bias, x @ weight + bias
 
 
-CASES = {**{name: lambda a=args: conv_case(**a) for name, args in CONVS.items()}, "transposed": transpose_case, "dense": dense_case}
+CASES = {
+    **{name: lambda a=args: conv_case(**a) for name, args in CONVS.items()},
+    "transposed": transpose_case,
+    "dense": dense_case,
+}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -74,5 +81,9 @@ def test_positions_depend_on_seed_layer_and_batch_only():
     first = geometry.sample_positions(30, 0, "a", 0)
     assert torch.equal(first, geometry.sample_positions(30, 0, "a", 0))
     assert len(first.unique()) == 30
-    for other in (geometry.sample_positions(30, 1, "a", 0), geometry.sample_positions(30, 0, "b", 0), geometry.sample_positions(30, 0, "a", 1)):
+    for other in (
+        geometry.sample_positions(30, 1, "a", 0),
+        geometry.sample_positions(30, 0, "b", 0),
+        geometry.sample_positions(30, 0, "a", 1),
+    ):
         assert not torch.equal(first, other)

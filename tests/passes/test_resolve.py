@@ -1,4 +1,5 @@
 import torch
+
 from lpsn_tvm.passes.resolve import relative_error, solve
 
 

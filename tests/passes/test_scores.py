@@ -1,4 +1,5 @@
 import torch
+
 from lpsn_tvm.passes.scores import ChannelMean, random_scores, unit_scores
 
 

@@ -1,0 +1,327 @@
+"""The walk from input to output: at every layer re-solve on the compressed prefix, and choose the masks of the groups that are first read there.
+
+Removed channels are not sliced while walking: their consumers get zero weights, which is the same network; `remove_channels` slices once at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lpsn_tvm.frontier import Frontier
+from lpsn_tvm.graph import Layer
+from lpsn_tvm.interpreter import TorchInterpreter
+from lpsn_tvm.passes.channel_groups import ChannelGroup, Slot
+from lpsn_tvm.passes.dense_reference import LayerReference
+from lpsn_tvm.passes.eliminate import Elimination, Problem, eliminate, problem_of
+from lpsn_tvm.passes.normal_equations import LayerGeometry, NormalEquations
+from lpsn_tvm.passes.resolve import SCORE_DAMPING, relative_error, solve
+from lpsn_tvm.passes.scores import ChannelMean, random_scores, unit_scores
+
+MAX_FAR_CONSUMERS = 8
+"""Consumers of one group, beyond the first, that its mask is scored on (in a dense block every later layer is a consumer)."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """How much of a group is to go: keep `kept` units, or (auto) as few as the error `budget` allows, rounded up by `round_up`."""
+
+    kept: int
+    budget: float | None = None
+    round_up: Callable[[int], int] = int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was chosen for a group.
+
+    Parameters
+    ----------
+    mask : bool[size]
+        True is kept.
+    predicted : float
+        Added output error as elimination predicts it, relative to the variance of the consumers' targets (0 for other scores).
+    scores : float64[size]
+        Importance; the smallest goes first. For "output_error" the place in the elimination order, units that stay at the end.
+    consumer : str
+        The layer where it was decided.
+    """
+
+    mask: np.ndarray
+    predicted: float
+    scores: np.ndarray
+    consumer: str
+
+
+@dataclass
+class _Equations:
+    """Sums of one layer on the compressed prefix; `channels` are the input channels (within a group of the layer) that have columns."""
+
+    sums: NormalEquations
+    channels: Tensor
+    activity: ChannelMean
+
+
+@dataclass
+class GreedyWalk:
+    """State of the walk.
+
+    Parameters
+    ----------
+    interpreter : TorchInterpreter
+        Its parameters become those of the compressed network.
+    frontier : Frontier
+        Of the compressed network.
+    layers : mapping of name to Layer
+        In execution order.
+    references : mapping of name to LayerReference
+    groups : sequence of ChannelGroup
+        Those that may lose channels.
+    score : str
+    seed : int
+    resolve : bool
+        Re-solve consumers; without it removed channels just leave.
+    preset : mapping of group name to scores
+        Scores from elsewhere (one-shot); such groups are not scored here.
+    """
+
+    interpreter: TorchInterpreter
+    frontier: Frontier
+    layers: Mapping[str, Layer]
+    references: Mapping[str, LayerReference]
+    groups: tuple[ChannelGroup, ...]
+    demands: Mapping[str, Demand]
+    score: str
+    seed: int
+    resolve: bool = True
+    preset: Mapping[str, Tensor] = field(default_factory=dict)
+    decisions: dict[str, Decision] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.dense = dict(self.interpreter.params)
+        self.alive_in = {name: torch.ones(layer.in_channels, dtype=torch.bool) for name, layer in self.layers.items()}
+        self.alive_out = {name: torch.ones(layer.out_channels, dtype=torch.bool) for name, layer in self.layers.items()}
+        self.changed: set[str] = set()
+
+    def run(self, progress: Callable[[int], None] = lambda done: None) -> None:
+        """Walk through all layers."""
+        first = first_consumers(self.groups, self.layers)
+        for number, (name, layer) in enumerate(self.layers.items()):
+            undecided = first.get(name, [])
+            stale = self._is_stale(layer)
+            if undecided or stale:
+                self.frontier.advance(layer.data)
+                equations = self._equations(layer)
+                for group in undecided:
+                    self._decide(group, layer, equations)
+                self._finish(layer, equations, stale)
+            progress(number + 1)
+
+    def _is_stale(self, layer: Layer) -> bool:
+        """Whether the layer's input differs from the dense network's."""
+        dirty = set(self.changed)
+        for step in self.interpreter.steps:
+            if any(name in dirty for name in step.variables):
+                dirty.add(step.name)
+            if step.name == layer.data:
+                break
+        return layer.data in dirty or not bool(self.alive_in[layer.name].all())
+
+    # --- sums -------------------------------------------------------------------------------------------------------------------
+
+    def _equations(self, layer: Layer) -> _Equations:
+        """Sums over the compressed inputs and the dense targets of a layer."""
+        reference = self.references[layer.name]
+        geometry = reference.geometry
+        alive = self.alive_in[layer.name]
+        ungrouped = geometry.groups == 1
+        channels = alive.nonzero()[:, 0] if ungrouped else torch.arange(geometry.in_channels // geometry.groups)
+        columns = len(channels) * geometry.taps + 1
+        sums = NormalEquations(geometry.groups, columns, geometry.out_channels // geometry.groups)
+        activity = ChannelMean(self.score)
+        wants_activity = self.score in ("mean_activation", "zero_fraction")
+        for number, x in enumerate(self.frontier.batches(layer.data)):
+            where = geometry.sample_positions(reference.per_sample, self.seed, layer.name, number)
+            rows = geometry.rows(x, where, channels if ungrouped and not bool(alive.all()) else None)
+            sums.add(rows, reference.targets[number])
+            if wants_activity:
+                activity.add(x)
+        return _Equations(sums, channels, activity)
+
+    # --- masks ------------------------------------------------------------------------------------------------------------------
+
+    def _decide(self, group: ChannelGroup, layer: Layer, equations: _Equations) -> None:
+        demand = self.demands[group.name]
+        predicted = 0.0
+        if group.name in self.preset:
+            scores = self.preset[group.name]
+        elif self.score == "output_error":
+            scores, predicted, kept = self._eliminate(group, layer, equations, demand)
+            demand = Demand(kept)
+        elif self.score == "random":
+            scores = random_scores(group.size, self.seed, group.name)
+        else:
+            slot = next(slot for slot in group.consumers if slot.layer == layer.name)
+            scores = unit_scores(equations.activity.value, unit_of_channel(slot, layer.in_channels), group.size)
+        mask = torch.ones(group.size, dtype=torch.bool)
+        mask[torch.argsort(scores, stable=True)[: group.size - demand.kept]] = False
+        self.decisions[group.name] = Decision(mask.numpy(), predicted, scores.numpy(), layer.name)
+        gone = (~mask).nonzero()[:, 0]
+        for slot in group.consumers:
+            self.alive_in[slot.layer][torch.from_numpy(slot.index)[gone].reshape(-1)] = False
+        for written in [slot_out(slot) for slot in group.producers] + [(f.layer, f.written) for f in group.followers]:
+            self.alive_out[written[0]][torch.from_numpy(written[1])[gone].reshape(-1)] = False
+
+    def _eliminate(
+        self, group: ChannelGroup, layer: Layer, equations: _Equations, demand: Demand
+    ) -> tuple[Tensor, float, int]:
+        """(scores, predicted relative error, units kept) by exact elimination over all consumers."""
+        problems: list[Problem] = []
+        for slot in near_consumers(group, self.layers):
+            consumer = self.layers[slot.layer]
+            if slot.layer == layer.name:
+                gram, moment, channels = equations.sums.gram, equations.sums.moment, equations.channels
+            else:
+                gram, moment, channels = self._dense_sums(consumer)
+            problems += self._problems(slot, consumer, gram, moment, channels)
+        wanted = group.size - demand.kept
+        result = eliminate(problems, group.size, wanted, demand.budget)
+        removed = len(result.order)
+        if demand.budget is not None:
+            removed = group.size - demand.round_up(group.size - removed)
+        return _order_scores(result, group.size), float(result.costs[:removed].sum()), group.size - removed
+
+    def dense_scores(self, group: ChannelGroup) -> Tensor:
+        """Scores of a group on the dense network (one-shot); to be called before the walk."""
+        slots = near_consumers(group, self.layers)
+        if self.score == "random":
+            return random_scores(group.size, self.seed, group.name)
+        if self.score != "output_error":
+            first = self.layers[slots[0].layer]
+            activity = self.references[first.name].activity
+            assert activity is not None
+            return unit_scores(activity.value, unit_of_channel(slots[0], first.in_channels), group.size)
+        problems = [
+            problem
+            for slot in slots
+            for problem in self._problems(slot, self.layers[slot.layer], *self._dense_sums(self.layers[slot.layer]))
+        ]
+        return _order_scores(eliminate(problems, group.size, group.size - self.demands[group.name].kept), group.size)
+
+    def _problems(self, slot: Slot, consumer: Layer, gram: Tensor, moment: Tensor, channels: Tensor) -> list[Problem]:
+        """One problem per group of the consumer; columns of channels that are gone are left out."""
+        geometry = self.references[consumer.name].geometry
+        share = geometry.out_channels // geometry.groups
+        alive_out = self.alive_out[consumer.name].reshape(geometry.groups, share)
+        units = unit_of_channel(slot, consumer.in_channels).reshape(geometry.groups, -1)
+        alive = self.alive_in[consumer.name].reshape(geometry.groups, -1)
+        prior = self._prior(consumer.name, channels)
+        spread = self._spread(consumer.name)
+        problems = []
+        for g in range(geometry.groups):
+            left = alive[g][channels].repeat_interleave(geometry.taps)
+            columns = torch.cat([left, torch.ones(1, dtype=torch.bool)]).nonzero()[:, 0]
+            outputs = alive_out[g].nonzero()[:, 0]
+            whole = len(columns) == gram.shape[1]
+            sub = gram[g] if whole else gram[g][columns][:, columns]
+            target, old = moment[g][columns][:, outputs], prior[g][columns][:, outputs]
+            weights = solve(sub[None], target[None], old[None], SCORE_DAMPING)[0]
+            of_column = units[g][channels].repeat_interleave(geometry.taps)
+            of_column = torch.cat([of_column, torch.tensor([-1])])[columns]
+            problems.append(problem_of(sub, weights, of_column, 1.0 / spread))
+        return problems
+
+    def _dense_sums(self, consumer: Layer) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums of a consumer further down, on the dense network's inputs (where its targets are exact)."""
+        reference = self.references[consumer.name]
+        assert reference.gram is not None
+        gram = reference.gram.double()
+        matrix = reference.geometry.weight_matrix(*self.dense[consumer.name])
+        return gram, gram @ matrix, torch.arange(consumer.in_channels // reference.geometry.groups)
+
+    def _spread(self, name: str) -> float:
+        return max(float(self.references[name].spread[self.alive_out[name]].sum()), 1e-30)
+
+    def _prior(self, name: str, channels: Tensor) -> Tensor:
+        """The dense weights as a matrix, only the columns of `channels`."""
+        geometry = self.references[name].geometry
+        return geometry.weight_matrix(*self.dense[name])[:, columns_of(channels, geometry)]
+
+    # --- weights ----------------------------------------------------------------------------------------------------------------
+
+    def _finish(self, layer: Layer, equations: _Equations, stale: bool) -> None:
+        """New weights of the layer: zero for channels that are gone, the rest re-solved."""
+        name = layer.name
+        dead = not bool(self.alive_in[name].all())
+        if not (stale or dead):
+            return
+        reference, geometry = self.references[name], self.references[name].geometry
+        full = geometry.weight_matrix(*self.dense[name])
+        alive = self.alive_in[name].reshape(geometry.groups, -1)
+        columns = columns_of(equations.channels, geometry)
+        for g in range(geometry.groups):
+            left = torch.cat([alive[g][equations.channels].repeat_interleave(geometry.taps), torch.tensor([True])])
+            inside = left.nonzero()[:, 0]
+            old = full[g].clone()
+            full[g, :-1] = full[g, :-1] * alive[g].repeat_interleave(geometry.taps)[:, None]
+            if self.resolve:
+                whole = bool(left.all())
+                gram = equations.sums.gram[g] if whole else equations.sums.gram[g][inside][:, inside]
+                solved = solve(gram[None], equations.sums.moment[g][inside][None], old[columns[inside]][None])
+                full[g, columns[inside]] = solved[0]
+        self.errors[name] = self._error(reference, equations, full[:, columns])
+        weight, bias = geometry.split_matrix(full)
+        self.interpreter.set_params(name, weight, bias)
+        self.changed.add(name)
+
+    def _error(self, reference: LayerReference, equations: _Equations, weights: Tensor) -> float:
+        """Squared output error over the variance of the targets, both over all outputs."""
+        sums = equations.sums
+        return relative_error(sums.gram, sums.moment, reference.energy.sum(), weights, reference.spread.sum())
+
+
+def _order_scores(result: Elimination, size: int) -> Tensor:
+    """The place of every unit in the elimination order; units that stayed come last."""
+    scores = torch.full((size,), float(size), dtype=torch.float64)
+    scores[result.order] = torch.arange(len(result.order), dtype=torch.float64)
+    return scores
+
+
+def columns_of(channels: Tensor, geometry: LayerGeometry) -> Tensor:
+    """Columns of these input channels (within a group) in the full weight matrix, the bias column last."""
+    columns = channels[:, None] * geometry.taps + torch.arange(geometry.taps)
+    return torch.cat([columns.reshape(-1), torch.tensor([geometry.columns])])
+
+
+def unit_of_channel(slot: Slot, channels: int) -> Tensor:
+    """int64[channels]: unit of each channel on this side, -1 for channels of other groups."""
+    units = torch.full((channels,), -1, dtype=torch.int64)
+    index = torch.from_numpy(slot.index)
+    units[index.reshape(-1)] = torch.arange(len(index)).repeat_interleave(index.shape[1])
+    return units
+
+
+def slot_out(slot: Slot) -> tuple[str, np.ndarray]:
+    """Layer and written channels of a producer."""
+    return slot.layer, slot.index
+
+
+def near_consumers(group: ChannelGroup, layers: Mapping[str, Layer]) -> list[Slot]:
+    """The consumers that a group is scored on, in execution order: the first and a bounded number of those further down."""
+    order = {name: number for number, name in enumerate(layers)}
+    return sorted(group.consumers, key=lambda slot: order[slot.layer])[: 1 + MAX_FAR_CONSUMERS]
+
+
+def first_consumers(groups: tuple[ChannelGroup, ...], layers: Mapping[str, Layer]) -> dict[str, list[ChannelGroup]]:
+    """Layer name -> groups that it is the first to read."""
+    first: dict[str, list[ChannelGroup]] = {}
+    for group in groups:
+        slots = near_consumers(group, layers)
+        if slots:
+            first.setdefault(slots[0].layer, []).append(group)
+    return first
