@@ -51,7 +51,7 @@ class Backend:
     rules: Mapping[str, tuple[Builder, ...]] = field(repr=False)
     geometry: Any
     lowering: Callable[[Backend, Any], Any] = field(repr=False)
-    compiler: Callable[[Backend, Any, int | None], Compiled] = field(repr=False)
+    compiler: Callable[[Backend, Any], Compiled] = field(repr=False)
 
     @property
     def target(self) -> Any:
@@ -70,15 +70,9 @@ class Backend:
         """
         return self.lowering(self, mod)
 
-    def compile(self, mod: Any, num_threads: int | None = None) -> Compiled:
-        """Compile a lowered module (a module with lpsn operators is lowered first).
-
-        Parameters
-        ----------
-        num_threads : int, optional
-            1 compiles kernels without parallel loops; otherwise the runtime's thread pool decides.
-        """
-        return self.compiler(self, mod, num_threads)
+    def compile(self, mod: Any) -> Compiled:
+        """Compile a lowered module (a module with lpsn operators is lowered first); how many threads run it is the runtime's business."""
+        return self.compiler(self, mod)
 
 
 def get_backend(target: Any) -> Backend:

@@ -25,7 +25,7 @@ LIFTED_BYTES = 2048
 COMPILERS = ("cc", "gcc", "clang", "c++", "g++", "clang++")
 
 
-def compile_llvm(backend: Backend, mod: tvm.IRModule, num_threads: int | None = None) -> Compiled:
+def compile_llvm(backend: Backend, mod: tvm.IRModule) -> Compiled:
     """Compile for a CPU.
 
     Raises
@@ -38,8 +38,6 @@ def compile_llvm(backend: Backend, mod: tvm.IRModule, num_threads: int | None = 
         mod = backend.lower(mod)
     target = backend.target
     lifted, params = lift_constants(mod)
-    if num_threads == 1:
-        lifted = _serial(lifted)
     try:
         with target, tvm.transform.PassContext(opt_level=3):
             lowered = pipeline()(lifted)
@@ -127,23 +125,6 @@ def _constants(value: Any) -> list[Any]:
     if isinstance(value, relax.Tuple):
         return [constant for item in value.fields for constant in _constants(item)]
     return []
-
-
-def _serial(mod: tvm.IRModule) -> tvm.IRModule:
-    """Kernels with parallel loops made serial, for modules that will run on one thread."""
-    functions = {}
-    for name, function in mod.functions.items():
-        if isinstance(function, tvm.tirx.PrimFunc):
-            body = tvm.tirx.stmt_functor.ir_transform(function.body, None, _serial_loop, ["tirx.For"])
-            function = function.with_body(body)
-        functions[name] = function
-    return tvm.IRModule(functions)
-
-
-def _serial_loop(loop: Any) -> Any:
-    if loop.kind != tvm.tirx.ForKind.PARALLEL:
-        return None
-    return tvm.tirx.For(loop.loop_var, loop.min, loop.extent, tvm.tirx.ForKind.SERIAL, loop.body)
 
 
 def export(executable: Any) -> bytes:

@@ -39,7 +39,8 @@ def llvm_backend(config: Mapping[str, Any]) -> Backend:
     from tvm.target import codegen
 
     from lpsn_tvm.targets.compile import compile_llvm
-    from lpsn_tvm.targets.llvm_lowering import RULES, lower
+    from lpsn_tvm.targets.llvm_lowering import lower
+    from lpsn_tvm.targets.llvm_rules import RULES
 
     check_versions()
     options = dict(config)

@@ -15,22 +15,8 @@ from tvm import relax
 
 from lpsn_tvm import float_ops, graph, quant
 from lpsn_tvm.errors import CompileError
-from lpsn_tvm.schedules.kernel import Array, Builder, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.conv2d_int8 import conv2d
-from lpsn_tvm.schedules.llvm.conv2d_transpose_int8 import conv2d_transpose
-from lpsn_tvm.schedules.llvm.convert import dequantize, is_same_memory, quantize, relayout, requantize
-from lpsn_tvm.schedules.llvm.dense_int8 import dense
-from lpsn_tvm.schedules.llvm.depthwise_int8 import depthwise
-
-RULES: dict[str, tuple[Builder, ...]] = {
-    "lpsn.quantize": (quantize,),
-    "lpsn.dequantize": (dequantize,),
-    "lpsn.requantize": (requantize,),
-    "lpsn.conv2d": (depthwise, conv2d),
-    "lpsn.conv2d_transpose": (conv2d_transpose,),
-    "lpsn.dense": (dense,),
-}
-"""Operator -> kernel builders, asked in order; the first that does not return None is taken."""
+from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.llvm.convert import is_same_memory, relayout
 
 
 def lower(backend: Any, mod: tvm.IRModule) -> tvm.IRModule:
