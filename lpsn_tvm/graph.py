@@ -33,7 +33,8 @@ def constant_value(expr: Any) -> np.ndarray:
 
 def constant(value: np.ndarray) -> Any:
     """A Relax tensor constant of `value`, dtype kept."""
-    return relax.const(np.ascontiguousarray(value), str(value.dtype))
+    # Not ascontiguousarray: it turns rank 0 into rank 1.
+    return relax.const(np.asarray(value, order="C"), str(value.dtype))
 
 
 def op_name(call: Any) -> str:
