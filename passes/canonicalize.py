@@ -66,7 +66,7 @@ def canonicalize(mod: tvm.IRModule, *, renamed: Renames | None = None, debug: bo
       * `concat(Tuple(x...), axis)`; `strided_slice(x, axes, begin, end, strides)`: arguments 1-4 are Tuples of integers, resolved: within the extent, axes >= 0; with a
         negative stride `end` may be -(extent + 1), which means "through element 0";
       * `nn.pad(x)`: pad_width (2 * rank, before and after per axis), pad_mode "constant" | "reflect" | "replicate", pad_value. Zero pads before layers are gone;
-      * `reshape(x, ShapeExpr)` (flatten, squeeze, unsqueeze too), `permute_dims` (axes always given), `broadcast_to`, `take(x, Const int64[K], axis)` (channel gather);
+      * `reshape(x, ShapeExpr)` (flatten, squeeze, unsqueeze too), `permute_dims` (axes always given), `broadcast_to`, `take(x, Const int64[K], axis, mode="clip")` (channel gather);
       * `nn.pixel_shuffle(x, upscale_factor)`: depth-to-space, CRD order. DCR order has become CRD by permuting the channels of the layer before it, or a `take`
         in front. Space-to-depth is reshape, permute_dims, reshape;
       * `image.resize2d(x, ShapeExpr(H, W))`: layout "NCHW", method "nearest_neighbor" | "linear" | "cubic", coordinate_transformation_mode "half_pixel" | "align_corners" |
@@ -95,10 +95,15 @@ def canonicalize(mod: tvm.IRModule, *, renamed: Renames | None = None, debug: bo
     names: Renames = {} if renamed is None else renamed
     for step in PASSES:
         mod = step(mod, names)
-        if debug and not tvm.relax.analysis.well_formed(mod):
-            raise AssertionError(f"the module is not well formed after {step.__name__}")
+        if debug:
+            _check_well_formed(mod, step)
     for name in list(names):
         while names[name] in names:
             names[name] = names[names[name]]
     verify_canonical(mod)
     return mod
+
+
+def _check_well_formed(mod: tvm.IRModule, step: Pass) -> None:
+    if not tvm.relax.analysis.check_well_formed(mod):
+        raise AssertionError(f"the module is not well formed after {step.__name__}")

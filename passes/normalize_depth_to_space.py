@@ -52,7 +52,7 @@ def normalize_depth_to_space(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.
         source = lookup(data)
         if dcr and _layer_of(data, calls, users, layers) is None:
             order = graph.constant(_crd_order(graph.shape_of(data)[1], block).astype(np.int64))
-            source = graph.emit_named(builder, relax.op.take(source, order, 1), f"{var.name}.crd")
+            source = graph.emit_named(builder, relax.op.take(source, order, 1, mode="clip"), f"{var.name}.crd")
         return relax.op.nn.pixel_shuffle(source, block)
 
     return graph.rebuild(mod, rewrite)

@@ -54,7 +54,8 @@ def normalize_elementwise(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRM
         if graph.is_constant(right):
             return _constant_second(builder, name, left, right, len(consumers.get(graph_name(value), [])) == 1)
         if name == "relax.multiply":
-            return _silu(builder, left, right) or op.multiply(left, right)
+            data = _silu(builder, left, right)
+            return op.multiply(left, right) if data is None else op.nn.silu(data)
         return None
 
     return graph.rebuild(mod, rewrite)
@@ -93,10 +94,12 @@ def _constant_second(builder: Any, name: str, left: Any, right: Any, single: boo
         return op.add(left, graph.constant(-graph.constant_value(right)))
     if name == "relax.divide":
         return op.multiply(left, graph.constant((1.0 / graph.constant_value(right).astype(np.float64)).astype(np.float32)))
-    if name == "relax.maximum" and number is not None:
-        return _bounded(builder, left, "relax.minimum", number, single) or (op.nn.relu(left) if number == 0.0 else op.maximum(left, right))
-    if name == "relax.minimum" and number is not None:
-        return _bounded(builder, left, "relax.maximum", number, single) or op.minimum(left, right)
+    if name in ("relax.maximum", "relax.minimum") and number is not None:
+        clipped = _bounded(builder, left, "relax.minimum" if name == "relax.maximum" else "relax.maximum", number, single)
+        if clipped is not None:
+            return clipped
+        if name == "relax.maximum" and number == 0.0:
+            return op.nn.relu(left)
     if name == "relax.power" and number == 2.0:
         return op.square(left)
     return {"relax.add": op.add, "relax.multiply": op.multiply, "relax.maximum": op.maximum, "relax.minimum": op.minimum, "relax.power": op.power}[name](left, right)
@@ -126,9 +129,9 @@ def _clip(call: Any, lookup: Any) -> Any:
 
 
 def _silu(builder: Any, left: Any, right: Any) -> Any:
-    """Rule 5."""
+    """Rule 5: the tensor of which one operand is the sigmoid and the other is the tensor itself."""
     for data, gate in ((left, right), (right, left)):
         producer = builder.lookup_binding(gate) if isinstance(gate, relax.Var) else None
         if producer is not None and graph.op_name(producer) == "relax.sigmoid" and producer.args[0].same_as(data):
-            return op.nn.silu(data)
+            return data
     return None

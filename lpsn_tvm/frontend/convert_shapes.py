@@ -121,7 +121,7 @@ def gather(node: Node) -> Expr:
     if flat == list(range(flat[0], flat[0] + len(flat))):
         result = strided_slice(node.inputs[0], [axis], [flat[0]], [flat[-1] + 1], [1])
     else:
-        result = op.take(node.inputs[0], graph.constant(np.asarray(flat, np.int64)), axis)
+        result = op.take(node.inputs[0], graph.constant(np.asarray(flat, np.int64)), axis, mode="clip")
     if indices.ndim == 1:
         return node.emit(result)
     return node.emit(op.reshape(result, (*shape[:axis], *indices.shape, *shape[axis + 1 :])))

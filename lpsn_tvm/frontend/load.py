@@ -137,7 +137,15 @@ def _check_structure(model: onnx.ModelProto, where: str) -> None:
         raise ModelError("the graph has no nodes", where=where)
     if model.ByteSize() > PROTOBUF_LIMIT:
         raise ModelError("models over 2 GiB are not supported", where=where)
+    # The checker insists on a shape for every input and output; runtimes do not, and models without are common.
+    values = (*model.graph.input, *model.graph.output)
+    unshaped = [value.type.tensor_type for value in values if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")]
+    for tensor in unshaped:
+        tensor.shape.SetInParent()
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise ModelError(f"malformed or truncated model: {str(error).strip()}", where=where) from error
+    finally:
+        for tensor in unshaped:
+            tensor.ClearField("shape")
