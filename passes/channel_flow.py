@@ -36,6 +36,7 @@ from lpsn_tvm.passes.channel_moves import (
     softmax,
     spatial,
     strided_slice,
+    take,
     unknown,
     variables,
 )
@@ -122,6 +123,9 @@ def _elementwise(flow: Flow, node: Node) -> Labels:
         (name, labels.reshape((1,) * (rank - labels.ndim) + labels.shape), (1,) * (rank - len(shape)) + shape)
         for name, labels, shape in tensors
     ]
+    # What a gate [N, C, 1, 1] scales must be the same along height and width.
+    spread_axes = [i for i in range(2, rank) if any(shape[i] < node.shape[i] for _, _, shape in aligned)]
+    aligned = [(name, flow.fold(labels, spread_axes), shape) for name, labels, shape in aligned]
     result: Labels | None = None
     for name, labels, shape in aligned:
         spread = any(
@@ -157,8 +161,8 @@ def _prelu(flow: Flow, node: Node) -> Labels:
 
 
 _UNARY = """
-    abs astype ceil clip cos erf exp floor log negative nn.dropout nn.gelu nn.gelu_tanh nn.leakyrelu nn.relu nn.relu6
-    nn.selu nn.silu nn.softplus round rsqrt sigmoid sign sin sqrt square tan tanh trunc
+    abs astype atan ceil clip cos erf exp floor log negative nn.dropout nn.gelu nn.gelu_tanh nn.leakyrelu nn.relu
+    nn.relu6 nn.selu nn.silu nn.softplus round rsqrt sigmoid sign sin sqrt square tan tanh trunc
 """
 _ELEMENTWISE = """
     add divide equal floor_divide greater greater_equal less less_equal maximum minimum mod multiply not_equal power
@@ -175,6 +179,7 @@ _FAMILIES: dict[Rule, str] = {
     broadcast_to: "broadcast_to",
     concat: "concat",
     strided_slice: "strided_slice",
+    take: "take",
     pad: "nn.pad",
     spatial: "nn.max_pool2d nn.avg_pool2d nn.adaptive_avg_pool2d image.resize2d",
     reduce: "mean sum max min prod variance std",

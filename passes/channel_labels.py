@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from lpsn_tvm.graph import Layer
 
 Labels = NDArray[np.int64]
+_MANY = 4096
+"""Links of large arrays (an image behind depth-to-space) repeat: beyond this many they are made unique at once."""
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
@@ -92,8 +94,12 @@ class Flow:
         """Tie the labels of two arrays together, element by element with broadcasting."""
         one, two = np.broadcast_arrays(first, second)
         different = one != two
-        self._left.append(one[different])
-        self._right.append(two[different])
+        left, right = one[different], two[different]
+        if left.size > _MANY:
+            pairs = np.unique(left * self.count + right)
+            left, right = pairs // self.count, pairs % self.count
+        self._left.append(left)
+        self._right.append(right)
 
     def freeze(self, labels: Labels, reason: str) -> None:
         """Keep all channels that carry one of `labels`."""
@@ -106,6 +112,20 @@ class Flow:
         if rows.shape[1] > 1:
             self.link(rows[:, :1], rows[:, 1:])
         return rows[:, 0]
+
+    def fold(self, labels: Labels, axes: Iterable[int]) -> Labels:
+        """`labels` without variation along `axes`: tied across them, unless they vary along no other axis.
+
+        Channels behind depth-to-space vary along height and width too; an operator that mixes those needs one label
+        per channel.
+        """
+        chosen = [axis for axis in axes if labels.shape[axis] > 1]
+        if chosen and any(extent > 1 for axis, extent in enumerate(labels.shape) if axis not in chosen):
+            for axis in chosen:
+                first = labels.take([0], axis)
+                self.link(labels, first)
+                labels = first
+        return labels
 
     def along(self, name: str, axis: int) -> Labels:
         """One label per index of variable `name` along `axis`; what it carries along other axes is tied together."""
@@ -124,8 +144,10 @@ class Flow:
                 continue
             mapped = compress(component[labels])
             if sum(extent > 1 for extent in mapped.shape) >= 2:
-                extents = [len(np.unique(np.moveaxis(mapped, axis, 0), axis=0)) for axis in range(mapped.ndim)]
-                self.tie_across(labels, int(np.argmax(extents)))
+                lines = (
+                    np.moveaxis(mapped, axis, 0).reshape(mapped.shape[axis], -1)[:, 0] for axis in range(mapped.ndim)
+                )
+                self.tie_across(labels, int(np.argmax([len(np.unique(line)) for line in lines])))
         return component if len(self._left) == before else self._components()
 
     def _components(self) -> Labels:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from lpsn_tvm.graph import is_constant, shape_of
+from lpsn_tvm.graph import constant_value, is_constant, shape_of
 from lpsn_tvm.passes.channel_labels import Flow, Labels, Node, compress, normalize_axes, reshape_labels
 
 
@@ -71,8 +71,10 @@ def concat(flow: Flow, node: Node) -> Labels:
     """Concatenation: each part keeps its labels; constants get labels of their own and are sliced with them."""
     axis = int(node.attrs.get("axis") or 0) % len(node.shape)
     fields = list(node.args[0].fields)
-    variable = [flow.labels[item.name] for item in fields if not is_constant(item)]
-    if any(part.shape[i] > 1 for part in variable for i in range(part.ndim) if i != axis):
+    varying = [
+        i for item in fields if not is_constant(item) for i, e in enumerate(flow.labels[item.name].shape) if e > 1
+    ]
+    if any(i != axis for i in varying) and (axis not in varying or (axis != 1 and 1 in varying)):
         return _concat_rows(flow, node, axis)
     parts: list[Labels] = []
     for index, item in enumerate(fields):
@@ -81,7 +83,9 @@ def concat(flow: Flow, node: Node) -> Labels:
             own = flow.fresh(extent).reshape([-1 if i == axis else 1 for i in range(len(node.shape))])
             flow.constants[node.name, index] = own
         else:
-            own = flow.labels[item.name]
+            own = flow.fold(flow.labels[item.name], [i for i in range(len(node.shape)) if i != axis])
+            if any(e > 1 for i, e in enumerate(own.shape) if i != axis):
+                return unknown(flow, node)
         parts.append(np.broadcast_to(own, (*own.shape[:axis], extent, *own.shape[axis + 1 :])))
     return compress(np.concatenate(parts, axis))
 
@@ -121,10 +125,27 @@ def strided_slice(flow: Flow, node: Node) -> Labels:
         if labels.shape[axis] == 1:
             continue
         if stride != 1:
+            labels = flow.fold(labels, [axis])
+        if labels.shape[axis] == 1:
+            continue
+        if stride != 1:
             flow.freeze(labels, f"{node} takes channels with stride {stride}")
         stop = None if stride < 0 and end < 0 else end
         labels = labels[(slice(None),) * axis + (slice(begin, stop, stride),)]
     return compress(labels)
+
+
+def take(flow: Flow, node: Node) -> Labels:
+    """Gather by constant indices (a channel permutation)."""
+    name, indices = node.args[0].name, node.args[1]
+    labels = flow.labels[name]
+    axis = node.attrs.get("axis")
+    if axis is None or not is_constant(indices) or len(shape_of(indices)) != 1:
+        return unknown(flow, node)
+    axis = int(axis) % labels.ndim
+    if labels.shape[axis] == 1:
+        return labels
+    return compress(labels.take(constant_value(indices), axis))
 
 
 def pad(flow: Flow, node: Node) -> Labels:
@@ -133,13 +154,14 @@ def pad(flow: Flow, node: Node) -> Labels:
     widths = node.attrs["pad_width"]
     if min(widths) < 0:
         return unknown(flow, node)
+    padded = [axis for axis in range(labels.ndim) if widths[2 * axis] or widths[2 * axis + 1]]
+    labels = flow.fold(labels, [axis for axis in padded if axis != 1])
     for axis in range(labels.ndim):
         before, after = int(widths[2 * axis]), int(widths[2 * axis + 1])
         if labels.shape[axis] == 1 or before == after == 0:
             continue
         if node.attrs.get("pad_mode", "constant") != "constant":
-            flow.freeze(labels, f"{node} mirrors channels")
-            return flow.labels[node.args[0].name].take([0], axis)
+            return unknown(flow, node)
         parts = [flow.fresh(n).reshape([-1 if i == axis else 1 for i in range(labels.ndim)]) for n in (before, after)]
         others = [extent if i != axis else -1 for i, extent in enumerate(labels.shape)]
         wide = [
@@ -164,7 +186,7 @@ def spatial(flow: Flow, node: Node) -> Labels:
 
 def _keep_if_mixed(flow: Flow, node: Node, axes: tuple[int, ...]) -> Labels:
     """Freeze the operand if its channels lie along `axes`, which the operator mixes."""
-    labels = flow.labels[node.args[0].name]
+    labels = flow.fold(flow.labels[node.args[0].name], axes)
     if any(labels.shape[axis] > 1 for axis in axes):
         flow.freeze(labels, f"{node} mixes the channels")
         first = labels.reshape(-1)[:1]

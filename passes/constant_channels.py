@@ -7,7 +7,7 @@ not listed forget it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from tvm import relax
 
 from lpsn_tvm.graph import Layer, bindings, call_attrs, constant_value, find_layers, is_constant, op_name, shape_of
 from lpsn_tvm.passes import channel_moves
-from lpsn_tvm.passes.channel_labels import Flow, Node, compress, normalize_axes
+from lpsn_tvm.passes.channel_labels import Flow, Labels, Node, compress, normalize_axes
 
 Values = NDArray[np.float64]
 Lookup = Callable[[Any], Values]
@@ -105,6 +105,14 @@ def _forget(node: Node, lookup: Lookup) -> Values:
 
 # --- data movement: what moves labels moves values ---
 
+
+class _Moves(Flow):
+    """Labels stand for values here, so nothing is tied."""
+
+    def fold(self, labels: Labels, axes: Iterable[int]) -> Labels:
+        return labels
+
+
 _MOVES = {
     "relax.reshape": channel_moves.reshape,
     "relax.flatten": channel_moves.reshape,
@@ -115,6 +123,7 @@ _MOVES = {
     "relax.nn.pixel_shuffle": channel_moves.pixel_shuffle,
     "relax.broadcast_to": channel_moves.broadcast_to,
     "relax.strided_slice": channel_moves.strided_slice,
+    "relax.take": channel_moves.take,
 }
 
 
@@ -123,7 +132,7 @@ def _move(node: Node, known: dict[str, Values], shapes: dict[str, tuple[int, ...
         return np.full((1,) * len(node.shape), np.nan)
     source = node.args[0].name
     bits = np.ascontiguousarray(known[source]).view(np.int64)
-    moved = _MOVES[node.op](Flow({}, labels={source: bits}, shapes={source: shapes[source]}), node)
+    moved = _MOVES[node.op](_Moves({}, labels={source: bits}, shapes={source: shapes[source]}), node)
     return np.ascontiguousarray(moved).view(np.float64)
 
 
@@ -252,5 +261,7 @@ _RULES: dict[str, Callable[[Node, Lookup], Values]] = {
     "relax.nn.avg_pool2d": _avg_pool,
     "relax.image.resize2d": _resize,
     "relax.mean": _mean,
+    "relax.max": _mean,
+    "relax.min": _mean,
     "relax.nn.instance_norm": _instance_norm,
 }

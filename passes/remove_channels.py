@@ -5,7 +5,8 @@ Before -> After, for a group with the units `keep`:
 1. weights of its producers lose output channels, of its consumers input channels, of its followers both; biases and
    per-channel constants follow the value that they are added to;
 2. `groups` of a depthwise layer (or of a grouped layer whose whole groups leave) becomes the number of groups left;
-3. targets of reshape and broadcast_to, bounds of strided_slice and channel padding become what is left of them;
+3. targets of reshape and broadcast_to, bounds of strided_slice, indices of take and channel padding become what is left
+   of them;
 4. every other operator takes its new shapes from its operands.
 """
 
@@ -115,6 +116,8 @@ class _Plan:
             return relax.Call(value.op, [lookup(value.args[0]), relax.ShapeExpr(list(self.shape(name)))], value.attrs)
         if op == "relax.strided_slice":
             return self._slice(value, lookup)
+        if op == "relax.take":
+            return self._take(var, value, lookup)
         if op == "relax.nn.pad":
             return self._pad(var, value, lookup)
         if any((name, index) in self.flow.constants for index in range(len(_operands(value)))):
@@ -187,15 +190,25 @@ class _Plan:
         left = self.left(self.flow.labels[source])
         if left is None:
             return None
-        bounds = slice_bounds(value.args, self.flow.shapes[source])
-        begins, ends = [], []
-        for axis, begin, end, _ in bounds:
-            # Only stride 1 reaches a channel axis that loses something (others are frozen).
-            before = np.concatenate([[0], np.cumsum(left[1])]) if axis == left[0] else None
-            begins.append(begin if before is None else int(before[begin]))
-            ends.append(end if before is None else int(before[end]))
-        axes, strides = [bound[0] for bound in bounds], [bound[3] for bound in bounds]
+        axes, begins, ends = ([int(item) for item in value.args[i].fields] for i in (1, 2, 3))
+        for place, (axis, begin, end, _) in enumerate(slice_bounds(value.args, self.flow.shapes[source])):
+            if axis == left[0]:
+                # Only stride 1 reaches a channel axis that loses something (others are frozen).
+                before = np.concatenate([[0], np.cumsum(left[1])])
+                begins[place], ends[place] = int(before[begin]), int(before[end])
+        strides = [int(item) for item in value.args[4].fields] if len(value.args) > 4 else None
         return relax.op.strided_slice(lookup(value.args[0]), axes, begins, ends, strides)
+
+    def _take(self, var: Any, value: Any, lookup: Any) -> Any:
+        left, kept = self.left(self.flow.labels[value.args[0].name]), self.left(self.flow.labels[var.name])
+        axis = int(value.attrs.axis) % len(self.flow.shapes[var.name])
+        if left is None or left[0] != axis:
+            return None
+        indices = constant_value(value.args[1])
+        if kept is not None:
+            indices = indices[kept[1]]
+        renumbered = (np.cumsum(left[1]) - 1)[indices].astype(indices.dtype)
+        return relax.Call(value.op, [lookup(value.args[0]), constant(renumbered)], value.attrs)
 
     def _pad(self, var: Any, value: Any, lookup: Any) -> Any:
         left = self.left(self.flow.labels[var.name])

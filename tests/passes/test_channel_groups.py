@@ -45,6 +45,10 @@ def summary(groups: ChannelGroups) -> dict[str, tuple[int, set[str], set[str], s
         ("flatten", {"a": (6, {"a"}, {"fc1"}, set()), "fc1": (7, {"fc1"}, {"fc2"}, set())}),
         ("rows", {"a": (6, {"a", "b"}, {"last"}, set())}),
         ("shuffle", {"a": (6, {"a"}, {"last"}, set())}),
+        (
+            "depth_to_space_elsewhere",
+            {"a": (6, {"a", "gate"}, {"gate", "last"}, set()), "b": (2, {"b"}, {"last"}, set())},
+        ),
         ("channels_last", {"a": (8, {"a"}, {"last"}, set())}),
     ],
 )
@@ -65,7 +69,10 @@ def test_index_maps() -> None:
     assert next(v for v in flat.values if v.name == "flat").index[1].tolist() == list(range(16, 32))
 
 
-@pytest.mark.parametrize(("name", "unit"), [("depth_to_space", [1, 5, 9, 13]), ("depth_to_space_crd", [4, 5, 6, 7])])
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [("depth_to_space", [1, 5, 9, 13]), ("depth_to_space_crd", [4, 5, 6, 7]), ("gather", [1, 5, 9, 13])],
+)
 def test_depth_to_space_units(name: str, unit: list[int]) -> None:
     group = find_channel_groups(make(name))["a"]
     assert group.producers[0].index[1].tolist() == unit

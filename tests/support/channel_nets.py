@@ -1,4 +1,4 @@
-"""Small canonical networks, one per way in which channels are tied together; used by the tests of channel groups and their removal."""
+"""Small canonical networks, one per way in which channels are tied together."""
 
 from __future__ import annotations
 
@@ -140,6 +140,25 @@ def shuffle(net: Net) -> Any:
     return net.conv(net.emit(op.reshape(b, (1, 12, 8, 8))), 3, name="last")
 
 
+def gather(net: Net) -> Any:
+    """Depth to space in DCR order as canonical form has it: a channel permutation, then pixel_shuffle."""
+    a = net.conv(net.input, 16, name="a")
+    order = graph.constant(np.arange(16, dtype=np.int64).reshape(4, 4).T.ravel())
+    image = net.emit(op.nn.pixel_shuffle(net.emit(op.take(a, order, 1), "permuted"), 2), "image")
+    backwards = net.emit(op.strided_slice(image, [2], [15], [-17], [-1]), "backwards")
+    return net.conv(backwards, 3, name="last")
+
+
+def depth_to_space_elsewhere(net: Net) -> Any:
+    """Between depth-to-space and the next layer: a global mean, a gate, padding, a concatenation."""
+    a = net.emit(op.nn.pixel_shuffle(net.conv(net.input, 24, name="a"), 2), "image")
+    gate = net.conv(net.emit(op.mean(a, [2, 3], True), "mean"), 6, kernel=1, name="gate")
+    gated = net.emit(op.multiply(a, gate), "gated")
+    other = net.emit(op.nn.pixel_shuffle(net.conv(net.input, 8, name="b"), 2), "other")
+    joined = net.emit(op.nn.pad(net.emit(op.concat([gated, other], 1), "joined"), [0, 0, 0, 0, 1, 1, 1, 1], "reflect"))
+    return net.conv(joined, 3, name="last")
+
+
 def rows(net: Net) -> Any:
     """Images joined along their height: both layers carry the same channels."""
     a, b = net.conv(net.input, 6, name="a"), net.conv(net.input, 6, name="b")
@@ -163,6 +182,8 @@ NETS: dict[str, Callable[[Net], Any]] = {
         padded_shortcut,
         shuffle,
         rows,
+        gather,
+        depth_to_space_elsewhere,
     )
 }
 NETS["depth_to_space_crd"] = lambda net: depth_to_space(net, crd=True)
