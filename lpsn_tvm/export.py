@@ -1,7 +1,8 @@
 """A canonical (pruned) network as ONNX: float, or with QuantizeLinear / DequantizeLinear pairs where the plan rounds.
 
-The QDQ model computes on the same grid as the integer network: one pair at every quantized tensor, a Clip before it where the bit width is below the
-container's 8, int8 weights dequantized per channel, int32 biases. ONNX Runtime therefore agrees with the compiled module within a step.
+The QDQ model computes on the same grid as the integer network: one pair at every quantized tensor, a Clip before it
+where the bit width is below the container's 8, int8 weights dequantized per channel, int32 biases. ONNX Runtime
+therefore agrees with the compiled module within a step.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def to_onnx(
         Names of the outputs, in order; by default those of the variables.
     dynamic_batch : bool
         Make axis 0 of inputs and outputs a symbol.
+    name : str
+        Name of the graph.
 
     Raises
     ------
@@ -75,7 +78,9 @@ def to_onnx(
         try:
             data = model.SerializeToString()
         except Exception as error:
-            raise LpsnError(f"the model cannot be serialized (ONNX files end at 2 GiB): {error}", where=str(path)) from error
+            raise LpsnError(
+                f"the model cannot be serialized (ONNX files end at 2 GiB): {error}", where=str(path)
+            ) from error
         write_atomically(Path(path), data)
     return model
 
@@ -84,7 +89,13 @@ class _Exporter:
     """Walks the bindings and writes them; `tensors` maps variable names to what readers see."""
 
     def __init__(
-        self, mod: Any, plan: QuantPlan | None, regions: Regions | None, opset: int, output_names: Sequence[str] | None, dynamic: bool
+        self,
+        mod: Any,
+        plan: QuantPlan | None,
+        regions: Regions | None,
+        opset: int,
+        output_names: Sequence[str] | None,
+        dynamic: bool,
     ) -> None:
         self.mod, self.plan, self.opset, self.is_dynamic = mod, plan, opset, dynamic
         nodes, self.inputs, self.outputs = nodes_of(mod)
@@ -120,7 +131,11 @@ class _Exporter:
             if self.tensors[source] != target:
                 self.w.node("Identity", [self.tensors[source]], target)
         proto = helper.make_graph(
-            self.w.nodes, name, self._values(self.inputs, self.inputs), self._values(self.output_names, self.outputs), self.w.initializers
+            self.w.nodes,
+            name,
+            self._values(self.inputs, self.inputs),
+            self._values(self.output_names, self.outputs),
+            self.w.initializers,
         )
         model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", self.opset)], producer_name="lpsn-tvm")
         model.ir_version = _IR_VERSION[self.opset]
@@ -168,11 +183,16 @@ class _Exporter:
         final = self.w.unique(f"{name}.dq") if name in self.inputs else self._final_name(name)
         scale = self.w.constant(np.asarray(params.scale, np.float32).reshape(()), f"{name}.scale")
         zero = self.w.constant(np.array(params.zero_point, params.dtype), f"{name}.zero_point")
-        if params.bits < 8:
+        # What only moves numbers keeps them inside the range.
+        if params.bits < 8 and self.regions is not None and self.regions.source(name) == name:
             low, high = params.real_range
-            raw = self.w.node("Clip", [raw, self.w.number(low, name), self.w.number(high, name)], self.w.unique(f"{name}.clip"))
+            raw = self.w.node(
+                "Clip", [raw, self.w.number(low, name), self.w.number(high, name)], self.w.unique(f"{name}.clip")
+            )
         quantized = self.w.node("QuantizeLinear", [raw, scale, zero], self.w.unique(f"{name}.q"))
-        self.tensors[name] = self.w.node("DequantizeLinear", [quantized, scale, zero], final, node_name=f"{quantized}.dequantize")
+        self.tensors[name] = self.w.node(
+            "DequantizeLinear", [quantized, scale, zero], final, node_name=f"{quantized}.dequantize"
+        )
 
     def _operand(self, expr: Any, out: str) -> str:
         if graph.is_constant(expr):
@@ -221,7 +241,10 @@ class _Exporter:
         self.w.node(op, [self.tensors[x], *tensors], raw, node_name=layer.name, **attrs)
 
     def _float_weight(self, layer: graph.Layer) -> list[str]:
-        return [self.w.constant(layer.weight, f"{layer.name}.weight"), self.w.constant(layer.bias, f"{layer.name}.bias")]
+        return [
+            self.w.constant(layer.weight, f"{layer.name}.weight"),
+            self.w.constant(layer.bias, f"{layer.name}.bias"),
+        ]
 
     def _integer_weight(self, layer: graph.Layer, region: Region, weight: QuantizedWeight, x: str) -> list[str]:
         """int8 weight and int32 bias, each behind a DequantizeLinear: exactly the integers that lowering uses."""
@@ -237,7 +260,9 @@ class _Exporter:
             # ONNX has one scale per index of axis 1, which the groups share: several groups get their real numbers.
             per_group = scale.reshape(layer.groups, 1, -1, 1, 1)
             real = values.reshape(layer.groups, -1, *values.shape[1:]) * per_group
-            self.w.initializers.append(numpy_helper.from_array(real.reshape(values.shape).astype(np.float32), real_weight))
+            self.w.initializers.append(
+                numpy_helper.from_array(real.reshape(values.shape).astype(np.float32), real_weight)
+            )
         else:
             if np.ptp(scale) == 0:
                 scale = scale[0]
@@ -248,7 +273,10 @@ class _Exporter:
         steps = self.w.constant(unit.astype(np.float32), f"{name}.bias.scale")
         zeros = self.w.constant(np.zeros(unit.shape, np.int32), f"{name}.bias.zero_point")
         integers = self.w.constant(bias, f"{name}.bias.q")
-        return [real_weight, self.w.node("DequantizeLinear", [integers, steps, zeros], self.w.unique(f"{name}.bias"), axis=0)]
+        return [
+            real_weight,
+            self.w.node("DequantizeLinear", [integers, steps, zeros], self.w.unique(f"{name}.bias"), axis=0),
+        ]
 
 
 def initializer_bytes(model: onnx.ModelProto) -> Mapping[str, int]:

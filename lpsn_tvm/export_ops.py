@@ -72,7 +72,9 @@ class GraphWriter:
         target = list(shape)
         if self.is_batch_dynamic:
             if len(source) == 0 or target[0] != source[0]:
-                raise UnsupportedOpError("this reshape mixes the batch with other axes: export with a fixed batch", where=output)
+                raise UnsupportedOpError(
+                    "this reshape mixes the batch with other axes: export with a fixed batch", where=output
+                )
             target[0] = 0
         return self.constant(np.array(target, np.int64), f"{output}.shape")
 
@@ -88,7 +90,7 @@ def _simple(op: str) -> Exporter:
     return write
 
 
-# --- elementwise --------------------------------------------------------------------------------------------------------------
+# --- elementwise ----------------------------------------------------------------------------------------------------
 
 
 def _clip(w: GraphWriter, call: Any, inputs: list[str], out: str) -> None:
@@ -148,7 +150,7 @@ def _square(w: GraphWriter, call: Any, inputs: list[str], out: str) -> None:
     w.node("Mul", [inputs[0], inputs[0]], out)
 
 
-# --- poolings and reductions --------------------------------------------------------------------------------------------------
+# --- poolings and reductions ----------------------------------------------------------------------------------------
 
 
 def _pool(op: str) -> Exporter:
@@ -196,7 +198,7 @@ def _variance(w: GraphWriter, call: Any, inputs: list[str], out: str) -> None:
     w.axes("ReduceMean", w.inner("Mul", [centered, centered], out), axes, out, bool(graph.call_attrs(call)["keepdims"]))
 
 
-# --- shapes -------------------------------------------------------------------------------------------------------------------
+# --- shapes ---------------------------------------------------------------------------------------------------------
 
 
 def _concat(w: GraphWriter, call: Any, inputs: list[str], out: str) -> None:
@@ -228,7 +230,9 @@ def _strided_slice(w: GraphWriter, call: Any, inputs: list[str], out: str) -> No
     axes, begin, end = (_integers(arg) for arg in call.args[1:4])
     strides = _integers(call.args[4]) if len(call.args) > 4 else [1] * len(axes)
     rows = {"begin": begin, "end": end, "axes": axes, "strides": strides}
-    w.node("Slice", [inputs[0], *(w.constant(np.array(row, np.int64), f"{out}.{key}") for key, row in rows.items())], out)
+    w.node(
+        "Slice", [inputs[0], *(w.constant(np.array(row, np.int64), f"{out}.{key}") for key, row in rows.items())], out
+    )
 
 
 def _pad(w: GraphWriter, call: Any, inputs: list[str], out: str) -> None:
@@ -258,7 +262,11 @@ def _resize(w: GraphWriter, call: Any, inputs: list[str], out: str) -> None:
         transform, rounding = "half_pixel", "round_prefer_ceil"
     given["coordinate_transformation_mode"] = transform
     if given["mode"] == "nearest":
-        given["nearest_mode"] = rounding if rounding in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil") else "round_prefer_ceil"
+        given["nearest_mode"] = (
+            rounding
+            if rounding in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+            else "round_prefer_ceil"
+        )
     if given["mode"] == "cubic":
         given |= {"cubic_coeff_a": float(attrs["cubic_alpha"]), "exclude_outside": int(attrs["cubic_exclude"])}
     if all(b % a == 0 or a % b == 0 for a, b in zip(source[2:], target[2:], strict=True)):
@@ -270,10 +278,12 @@ def _resize(w: GraphWriter, call: Any, inputs: list[str], out: str) -> None:
         sizes, axes = sizes[2:], [2, 3]
     elif w.is_batch_dynamic:
         raise UnsupportedOpError("this resize needs opset 18 when the batch is dynamic", where=out)
-    w.node("Resize", [inputs[0], "", "", w.constant(np.array(sizes, np.int64), f"{out}.sizes")], out, axes=axes, **given)
+    w.node(
+        "Resize", [inputs[0], "", "", w.constant(np.array(sizes, np.int64), f"{out}.sizes")], out, axes=axes, **given
+    )
 
 
-# --- normalisations and other float operators ---------------------------------------------------------------------------------
+# --- normalisations and other float operators -----------------------------------------------------------------------
 
 
 def _softmax(op: str) -> Exporter:
@@ -304,16 +314,17 @@ def _group_norm(w: GraphWriter, call: Any, inputs: list[str], out: str) -> None:
     normed = w.inner("InstanceNormalization", [flat, ones, zeros], out, epsilon=float(attrs["epsilon"]))
     back = w.inner("Reshape", [normed, w.shape(shape, shape, out)], out)
     gamma, beta = (
-        w.constant(graph.constant_value(arg).reshape((-1,) + (1,) * (len(shape) - 2)), f"{out}.affine") for arg in call.args[1:3]
+        w.constant(graph.constant_value(arg).reshape((-1,) + (1,) * (len(shape) - 2)), f"{out}.affine")
+        for arg in call.args[1:3]
     )
     w.node("Add", [w.inner("Mul", [back, gamma], out), beta], out)
 
 
 _SIMPLE = {
-    "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "maximum": "Max", "minimum": "Min", "power": "Pow", "exp": "Exp",
-    "log": "Log", "sqrt": "Sqrt", "abs": "Abs", "negative": "Neg", "erf": "Erf", "floor": "Floor", "ceil": "Ceil", "round": "Round",
-    "sin": "Sin", "cos": "Cos", "tan": "Tan", "atan": "Atan", "sign": "Sign", "tanh": "Tanh", "sigmoid": "Sigmoid", "nn.relu": "Relu",
-    "nn.selu": "Selu", "matmul": "MatMul",
+    "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "maximum": "Max", "minimum": "Min",
+    "power": "Pow", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "abs": "Abs", "negative": "Neg", "erf": "Erf",
+    "floor": "Floor", "ceil": "Ceil", "round": "Round", "sin": "Sin", "cos": "Cos", "tan": "Tan", "atan": "Atan",
+    "sign": "Sign", "tanh": "Tanh", "sigmoid": "Sigmoid", "nn.relu": "Relu", "nn.selu": "Selu", "matmul": "MatMul",
 }  # fmt: skip
 
 EXPORTERS: dict[str, Exporter] = {

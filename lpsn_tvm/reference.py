@@ -1,7 +1,8 @@
 """Reference execution of an integer Relax module: the numpy functions of `quant`, one binding after the other.
 
-This is what "bit for bit" means: a compiled module must return exactly what `run_reference` returns for the same feeds. Operators that stayed float,
-as Relax (torch interpreter's functions) or fused (`float_ops`), may differ from compiled code by float rounding, nothing else.
+This is what "bit for bit" means: a compiled module must return exactly what `run_reference` returns for the same
+feeds. Operators that stayed float, as Relax (torch interpreter's functions) or fused (`float_ops`), may differ from
+compiled code by float rounding, nothing else.
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ from lpsn_tvm.errors import ModelError, UnsupportedOpError
 _OPERATORS: dict[str, Any] = {**quant.OPERATORS, **float_ops.OPERATORS}
 
 
-def run_reference(
-    mod: Any, feeds: Mapping[str, quant.Array], fetch: list[str] | None = None
-) -> dict[str, quant.Array]:
+def run_reference(mod: Any, feeds: Mapping[str, quant.Array], fetch: list[str] | None = None) -> dict[str, quant.Array]:
     """Execute `mod["main"]` and return its outputs by name.
 
     Parameters
@@ -57,7 +56,9 @@ def run_reference(
 
 def output_variables(mod: Any) -> list[str]:
     """Names of the variables that `main` returns, aliases (`gv = x`) resolved, in order."""
-    alias: dict[str, Any] = {var.name: expr for var, expr in graph.bindings(mod) if isinstance(expr, (relax.Var, relax.Tuple))}
+    alias: dict[str, Any] = {
+        var.name: expr for var, expr in graph.bindings(mod) if isinstance(expr, (relax.Var, relax.Tuple))
+    }
 
     def resolve(expr: Any) -> list[str]:
         if isinstance(expr, relax.Tuple):

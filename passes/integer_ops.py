@@ -1,8 +1,8 @@
 """Builders of integer operators: checked `call_pure_packed("lpsn.<op>", ...)` calls with inferred shape and dtype.
 
-What an operator means is `lpsn_tvm.quant`; its keyword arguments are the call's attributes. A built call always carries every attribute
-(defaults filled in), so a target reads them without guessing: integers, floats, strings, booleans and lists of integers or floats.
-An absent residual is an absent last tensor.
+What an operator means is `lpsn_tvm.quant`; its keyword arguments are the call's attributes. A built call always
+carries every attribute (defaults filled in), so a target reads them without guessing: integers, floats, strings,
+booleans and lists of integers or floats. An absent residual is an absent last tensor.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ def scale_of(params: QuantParams) -> float:
 
 
 def result_attrs(params: QuantParams, low: float = -np.inf, high: float = np.inf) -> Attrs:
-    """Attributes of a requantized result: zero point, container, and the range clamped to the real interval [low, high].
+    """Attributes of a requantized result: zero point, container, range clamped to the real interval [low, high].
 
     ReLU, ReLU6 and clip cost nothing this way: `qmin = max(qmin, rint(low / scale) + zero_point)`, `qmax` likewise.
     """
@@ -80,7 +80,7 @@ def tensors_of(call: Any) -> list[Any]:
     return list(call.args[1:])
 
 
-@lru_cache(maxsize=None)
+@cache
 def attribute_defaults(op: str) -> dict[str, Any]:
     """Attribute name -> default of operator `op` ("lpsn.conv2d"); `inspect.Parameter.empty` where it must be given."""
     if op not in quant.OPERATORS:
@@ -171,7 +171,7 @@ def _out_dtype(op: str, dtypes: list[str], attrs: Attrs) -> str:
     return dtypes[0]
 
 
-# --- result shapes ------------------------------------------------------------------------------------------------------------
+# --- result shapes --------------------------------------------------------------------------------------------------
 
 
 def _same(shapes: list[Shape], attrs: Attrs) -> Shape:
@@ -182,7 +182,9 @@ def _conv2d(shapes: list[Shape], attrs: Attrs) -> Shape:
     (n, channels, height, width), (out_channels, group_channels, kh, kw) = shapes[0], shapes[1]
     groups = attrs["groups"]
     if channels != group_channels * groups or out_channels % groups:
-        raise QuantizeError(f"weight {shapes[1]} does not fit input {shapes[0]} in {groups} groups", where="lpsn.conv2d")
+        raise QuantizeError(
+            f"weight {shapes[1]} does not fit input {shapes[0]} in {groups} groups", where="lpsn.conv2d"
+        )
     top, left, bottom, right = attrs["padding"]
     (sh, sw), (dh, dw) = attrs["strides"], attrs["dilation"]
     shape = (

@@ -27,7 +27,11 @@ def lower_add(a: IntegerTensor, b: IntegerTensor, out: QuantParams, interval: tu
 
 def lower_multiply(a: IntegerTensor, b: IntegerTensor, out: QuantParams, interval: tuple[float, float]) -> Any:
     """Product of two tensors, numpy broadcasting, clamped to `interval`."""
-    attrs = {"multiplier": a.scale * b.scale / scale_of(out), "a_zero_point": a.zero_point, "b_zero_point": b.zero_point}
+    attrs = {
+        "multiplier": a.scale * b.scale / scale_of(out),
+        "a_zero_point": a.zero_point,
+        "b_zero_point": b.zero_point,
+    }
     return integer_call("lpsn.multiply", [a.expr, b.expr], attrs | result_attrs(out, *interval))
 
 
@@ -65,7 +69,9 @@ def lookup_table(
     channels = shape[1] if per_channel else 1
     # The batch axis runs over the table's entries, so that constants per channel broadcast as they do in the network.
     grid = real.reshape((-1,) + (1,) * (len(shape) - 1))
-    values: Mapping[str, Array] = {source: np.broadcast_to(grid, (len(real), channels, *grid.shape[2:])[: len(shape)]).copy()}
+    values: Mapping[str, Array] = {
+        source: np.broadcast_to(grid, (len(real), channels, *grid.shape[2:])[: len(shape)]).copy()
+    }
     for name, call in members:
         values = {**values, name: evaluate(call, values)}
     # Where a function is not defined (0 / 0) any number will do; infinities saturate.

@@ -50,7 +50,8 @@ def lower_layer(
     values, bias, channel_scale = integer_weight(layer, weight, x.params, out)
     if layer.kind != "conv2d_transpose":
         # Every output sums over the zero point as often as over its weights: padding writes the zero point, too.
-        bias = (bias.astype(np.int64) - x.zero_point * rows_by_output(layer, values).astype(np.int64).sum(axis=1)).astype(np.int32)
+        sums = rows_by_output(layer, values).astype(np.int64).sum(axis=1)
+        bias = (bias.astype(np.int64) - x.zero_point * sums).astype(np.int32)
     if out is None:
         scale, attrs = channel_scale, {"out_dtype": "float32", "out_zero_point": 0, "qmin": 0, "qmax": 0}
     else:
@@ -73,16 +74,18 @@ def integer_weight(
 ) -> tuple[Array, Array, Array]:
     """Integer weight, int32 bias (without zero-point term), float64 accumulator scale per output channel.
 
-    The bias is rounded in units of the accumulator, so that unit must suit it: where the weights use so few bits that the rounding would show in the
-    output, they are multiplied by a power of two (they live in int8 anyway) and the unit divided by it; a channel whose bias would leave int32
-    (a dead channel, usually) gets a coarser unit, its weights losing bits that are far below the bias's own float32 resolution.
+    The bias is rounded in units of the accumulator, so that unit must suit it: where the weights use so few bits that
+    the rounding would show in the output, they are multiplied by a power of two (they live in int8 anyway) and the
+    unit divided by it; a channel whose bias would leave int32 (a dead channel, usually) gets a coarser unit, its
+    weights losing bits that are far below the bias's own float32 resolution.
 
     Raises
     ------
     QuantizeError
         The worst case of the accumulator does not fit int32, or a scale is not a positive number.
     """
-    scale = np.broadcast_to(np.asarray(weight.params.scale, np.float64).reshape(-1), (layer.out_channels,)) * scale_of(x)
+    steps = np.asarray(weight.params.scale, np.float64).reshape(-1)
+    scale = np.broadcast_to(steps, (layer.out_channels,)) * scale_of(x)
     bias = np.asarray(weight.bias, np.float64).reshape(-1)
     if not (np.all(np.isfinite(scale)) and np.all(scale > 0)):
         raise QuantizeError("weight and input scales must be positive numbers", where=layer.name)
@@ -93,7 +96,8 @@ def integer_weight(
     reach = np.abs(rows_by_output(layer, values)).sum(axis=1) * largest
     if np.any(reach >= INT32_MAX):
         raise QuantizeError(
-            f"the worst case of its accumulator is {int(reach.max())}, above {INT32_MAX}; list it in `ignore` or use fewer bits",
+            f"the worst case of its accumulator is {int(reach.max())}, above {INT32_MAX}; "
+            "list it in `ignore` or use fewer bits",
             where=layer.name,
         )
     finer = _finer_unit(values, reach, scale, bias, out)
@@ -107,7 +111,7 @@ def integer_weight(
 
 
 def _finer_unit(values: Array, reach: Array, scale: Array, bias: Array, out: QuantParams | None) -> int:
-    """Power of two that brings the accumulator's unit below 1/16 of the output's step (float output: of the largest bias)."""
+    """Power of two that brings the accumulator's unit below 1/16 of the output's step (float: of the largest bias)."""
     wanted = (float(np.abs(bias).max(initial=0.0)) if out is None else scale_of(out)) / 16
     if not np.any(bias) or wanted <= 0:
         return 1
@@ -145,4 +149,5 @@ def _per_output(layer: Layer, vector: Array, ndim: int) -> Array:
         return vector.reshape(1, -1)
     channels = layer.in_channels
     per_group = vector.reshape(layer.groups, 1, -1)
-    return np.broadcast_to(per_group, (layer.groups, channels // layer.groups, per_group.shape[2])).reshape(channels, -1, 1, 1)
+    shape = (layer.groups, channels // layer.groups, per_group.shape[2])
+    return np.broadcast_to(per_group, shape).reshape(channels, -1, 1, 1)

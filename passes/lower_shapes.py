@@ -1,7 +1,8 @@
 """Poolings, resizes and operators that only move values, in integers.
 
-Each function takes the Relax call and its integer operand and returns the integer call, or None where integers cannot express it
-(the caller then leaves the operator float). Operators that keep the scale return integers of the operand's parameters.
+Each function takes the Relax call and its integer operand and returns the integer call, or None where integers cannot
+express it (the caller then leaves the operator float). Operators that keep the scale return integers of the operand's
+parameters.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def integers(expr: Any) -> tuple[int, ...]:
     return tuple(int(getattr(field, "value", field)) for field in fields)
 
 
-# --- operators that keep the scale --------------------------------------------------------------------------------------------
+# --- operators that keep the scale ----------------------------------------------------------------------------------
 
 
 def lower_max_pool2d(call: Any, x: IntegerTensor) -> Any:
@@ -70,12 +71,19 @@ def lower_pad(call: Any, x: IntegerTensor) -> Any | None:
     mode = PAD_MODES.get(attrs["pad_mode"])
     if len(widths) != 8 or any(widths[:4]) or any(width < 0 for width in widths) or mode is None:
         return None
-    if mode == "reflect" and any(w >= e for w, e in zip(widths[4:], np.repeat(graph.shape_of(x.expr)[2:], 2), strict=True)):
+    if mode == "reflect" and any(
+        w >= e for w, e in zip(widths[4:], np.repeat(graph.shape_of(x.expr)[2:], 2), strict=True)
+    ):
         return None
     top, bottom, left, right = widths[4:]
     value = np.rint(float(attrs["pad_value"]) / x.scale) + x.zero_point
     value = int(np.clip(value, x.params.qmin, x.params.qmax))
-    return integer_call("lpsn.pad", [x.expr], {"pad_width": [top, left, bottom, right], "value": value, "mode": mode}, graph.shape_of(call))
+    return integer_call(
+        "lpsn.pad",
+        [x.expr],
+        {"pad_width": [top, left, bottom, right], "value": value, "mode": mode},
+        graph.shape_of(call),
+    )
 
 
 def lower_depth_to_space(x: IntegerTensor, block_size: int, mode: str) -> Any:
@@ -101,7 +109,7 @@ def lower_resize(call: Any, x: IntegerTensor) -> Any | None:
     return None
 
 
-def _source_coordinate(size: int, target: int, transform: str) -> Sequence[float]:
+def source_coordinate(size: int, target: int, transform: str) -> Sequence[float]:
     """Where each output pixel lies in the input, as TVM's resize2d computes it."""
     out = np.arange(target, dtype=np.float64)
     ratio = size / target
@@ -127,13 +135,13 @@ def nearest_index(size: int, target: int, transform: str, rounding: str) -> list
         "ceil": lambda v: math.ceil(v - 1e-5),
     }
     rule = rules[rounding or ("round" if transform == "align_corners" else "floor")]
-    return [min(max(int(rule(v)), 0), size - 1) for v in _source_coordinate(size, target, transform)]
+    return [min(max(int(rule(v)), 0), size - 1) for v in source_coordinate(size, target, transform)]
 
 
 def linear_index(size: int, target: int, transform: str) -> tuple[list[int], list[int]]:
     """Two input indices and two weights of sum 128 per output index, interleaved, for linear resizing."""
     indices, weights = [], []
-    for v in _source_coordinate(size, target, transform):
+    for v in source_coordinate(size, target, transform):
         low = math.floor(v)
         second = round((v - low) * LINEAR_ONE)
         indices += [min(max(low, 0), size - 1), min(max(low + 1, 0), size - 1)]
@@ -141,7 +149,7 @@ def linear_index(size: int, target: int, transform: str) -> tuple[list[int], lis
     return indices, weights
 
 
-# --- operators that choose a new scale ----------------------------------------------------------------------------------------
+# --- operators that choose a new scale ------------------------------------------------------------------------------
 
 
 def lower_avg_pool2d(call: Any, x: IntegerTensor, out: QuantParams, interval: tuple[float, float]) -> Any:
@@ -153,7 +161,7 @@ def lower_avg_pool2d(call: Any, x: IntegerTensor, out: QuantParams, interval: tu
 
 
 def lower_global_avg_pool2d(x: IntegerTensor, out: QuantParams, interval: tuple[float, float]) -> Any:
-    """mean over H and W, kept as extents of 1."""
+    """Mean over H and W, kept as extents of 1."""
     height, width = graph.shape_of(x.expr)[2:]
     attrs = {"in_zero_point": x.zero_point, "multiplier": x.scale / scale_of(out) / (height * width)}
     return integer_call("lpsn.global_avg_pool2d", [x.expr], attrs | result_attrs(out, *interval))
@@ -179,15 +187,18 @@ def lower_concat(call: Any, parts: Sequence[IntegerTensor], out: QuantParams) ->
     return integer_call("lpsn.concat", [part.expr for part in parts], attrs | result_attrs(out), graph.shape_of(call))
 
 
-# --- DepthToSpace -------------------------------------------------------------------------------------------------------------
+# --- DepthToSpace ---------------------------------------------------------------------------------------------------
 
 _PERMUTATIONS = {(0, 3, 4, 1, 5, 2): "DCR", (0, 1, 4, 2, 5, 3): "CRD"}
 
 
-def match_depth_to_space(call: Any, definitions: dict[str, Any], single_use: Callable[[str], bool]) -> tuple[Any, int, str, list[str]] | None:
+def match_depth_to_space(
+    call: Any, definitions: dict[str, Any], single_use: Callable[[str], bool]
+) -> tuple[Any, int, str, list[str]] | None:
     """Recognize DepthToSpace that ends in `call`: (source, block size, mode, names of the absorbed variables), or None.
 
-    reshape(permute_dims(reshape(x, [n, b, b, c, h, w]), [0, 3, 4, 1, 5, 2])) -> x, b, "DCR"; [n, c, b, b, h, w] and [0, 1, 4, 2, 5, 3]: "CRD".
+    reshape(permute_dims(reshape(x, [n, b, b, c, h, w]), [0, 3, 4, 1, 5, 2])) -> x, b, "DCR"; [n, c, b, b, h, w] and
+    [0, 1, 4, 2, 5, 3]: "CRD".
     """
     if graph.op_name(call) == "relax.nn.pixel_shuffle":
         return call.args[0], int(graph.call_attrs(call)["upscale_factor"]), "CRD", []

@@ -1,16 +1,18 @@
 """Lower a canonical float network and its quantization plan to integer operators.
 
-Before: canonical float Relax, a `QuantPlan`, the regions. After: `lpsn.*` calls (`quant.py` defines them) between one `lpsn.quantize` per network
-input and float32 outputs. Region by region:
+Before: canonical float Relax, a `QuantPlan`, the regions. After: `lpsn.*` calls (`quant.py` defines them) between one
+`lpsn.quantize` per network input and float32 outputs. Region by region:
 
 1. layer -> `lpsn.conv2d | conv2d_transpose | dense`, bias, residual sum and clamp fused; the last layer writes float32.
 2. add, multiply, pool, concat -> the operator of that name, clamp fused.
 3. lookup -> one table over the 2**bits values of its source.
-4. same -> the integers are moved (max pooling, resize, pad, slice, shapes); DepthToSpace is recognized in the importer's spelling.
+4. same -> the integers are moved (max pooling, resize, pad, slice, shapes); DepthToSpace is recognized in the
+   importer's spelling.
 5. float, and whatever integers cannot express -> the Relax operators as they were, between dequantize and quantize.
 
-A variable keeps its name. Added: `x.q` (a network input in integers), `x.f` (the float value that `x` was quantized from), `x.dq` (integers read by float
-operators); a network output that exists in integers is returned dequantized under its own name, its integers are `x.q`.
+A variable keeps its name. Added: `x.q` (a network input in integers), `x.f` (the float value that `x` was quantized
+from), `x.dq` (integers read by float operators); a network output that exists in integers is returned dequantized
+under its own name, its integers are `x.q`.
 """
 
 from __future__ import annotations
@@ -94,7 +96,9 @@ class _Lowering:
         self.builder = relax.BlockBuilder()
         self.integers: dict[str, IntegerTensor] = {}
         self.floats: dict[str, Any] = {}
-        self.alias: dict[str, str] = {name: value.name for name, value in self.bound.items() if isinstance(value, relax.Var)}
+        self.alias: dict[str, str] = {
+            name: value.name for name, value in self.bound.items() if isinstance(value, relax.Var)
+        }
         self.depth_to_space: dict[str, tuple[str, int, str]] = {}
         self.absorbed: set[str] = set()
         self._find_depth_to_space(mod)
@@ -130,7 +134,9 @@ class _Lowering:
                     except LpsnError:
                         raise
                     except Exception as error:
-                        raise CompileError(f"lowering a {region.kind} region to integers failed: {error}", where=region.name) from error
+                        raise CompileError(
+                            f"lowering a {region.kind} region to integers failed: {error}", where=region.name
+                        ) from error
                 output = self.builder.emit_output(self._outputs())
             self.builder.emit_func_output(output)
         result = self.builder.get()

@@ -27,7 +27,10 @@ def layer(weight: np.ndarray, channels: int) -> list[np.ndarray]:
 
 
 CASES = {
-    "quantize": ([np.ones((1, 2, 3), np.float32)], {"inv_scale": 2.0, "zero_point": 1, "qmin": 0, "qmax": 15, "out_dtype": "uint8"}),
+    "quantize": (
+        [np.ones((1, 2, 3), np.float32)],
+        {"inv_scale": 2.0, "zero_point": 1, "qmin": 0, "qmax": 15, "out_dtype": "uint8"},
+    ),
     "dequantize": ([u8(1, 2, 3)], {"scale": 0.5, "zero_point": 3}),
     "requantize": ([u8(1, 2, 3)], {"multiplier": 0.5, "in_zero_point": 3, **SCALED}),
     "conv2d": (
@@ -43,17 +46,30 @@ CASES = {
         [u8(1, 4, 3, 3), u8(1, 4, 1, 1)],
         {"a_multiplier": 0.5, "b_multiplier": 0.25, "a_zero_point": 1, "b_zero_point": 2, **SCALED},
     ),
-    "multiply": ([u8(1, 4, 3, 3), u8(1, 4, 1, 1)], {"multiplier": 0.01, "a_zero_point": 1, "b_zero_point": 2, **SCALED}),
+    "multiply": (
+        [u8(1, 4, 3, 3), u8(1, 4, 1, 1)],
+        {"multiplier": 0.01, "a_zero_point": 1, "b_zero_point": 2, **SCALED},
+    ),
     "lookup": ([u8(1, 4, 3, 3), s8(256)], {"qmin": 0}),
     "channel_lookup": ([u8(1, 4, 3, 3), u8(4, 256)], {"qmin": 0}),
-    "concat": ([u8(1, 4, 3, 3), u8(1, 2, 3, 3)], {"axis": 1, "multipliers": (1.0, 0.5), "zero_points": (3, 4), **SCALED}),
+    "concat": (
+        [u8(1, 4, 3, 3), u8(1, 2, 3, 3)],
+        {"axis": 1, "multipliers": (1.0, 0.5), "zero_points": (3, 4), **SCALED},
+    ),
     "max_pool2d": ([u8(1, 4, 8, 7)], {**POOL, "ceil_mode": True}),
     "avg_pool2d": ([u8(1, 4, 8, 7)], {**POOL, **AVERAGE, "ceil_mode": True}),
     "global_avg_pool2d": ([u8(1, 4, 8, 7)], AVERAGE),
     "resize_nearest": ([u8(1, 4, 2, 2)], {"rows": (0, 0, 1), "columns": (0, 1)}),
     "resize_linear": (
         [u8(1, 4, 2, 2)],
-        {"rows": (0, 1, 0, 1), "row_weights": (128, 0, 64, 64), "columns": (0, 1), "column_weights": (3, 125), "qmin": 0, "qmax": 255},
+        {
+            "rows": (0, 1, 0, 1),
+            "row_weights": (128, 0, 64, 64),
+            "columns": (0, 1),
+            "column_weights": (3, 125),
+            "qmin": 0,
+            "qmax": 255,
+        },
     ),
     "pad": ([u8(1, 4, 3, 3)], {"pad_width": (1, 2, 0, 1), "value": 7}),
     "strided_slice": ([u8(1, 4, 6, 6)], {"axes": (1, 3), "begin": (1, 5), "end": (4, -1), "strides": (2, -2)}),
@@ -131,6 +147,8 @@ def test_unknown_operator_and_wrong_result_type_are_errors() -> None:
         (8, False, 0, (-6.0, -1.0), (0, 0)),
     ],
 )
-def test_clamps_become_integer_bounds(bits: int, signed: bool, zero_point: int, interval: tuple, expected: tuple) -> None:
+def test_clamps_become_integer_bounds(
+    bits: int, signed: bool, zero_point: int, interval: tuple, expected: tuple
+) -> None:
     attrs = result_attrs(QuantParams(np.float32(0.5), zero_point, bits, signed), *interval)
     assert (attrs["qmin"], attrs["qmax"]) == expected

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from small_graphs import Net, real_weight, weight_params
 from tvm import relax
 
 from lpsn_tvm import graph, quant
@@ -12,7 +13,6 @@ from lpsn_tvm.interpreter import TorchInterpreter
 from lpsn_tvm.passes.integer_ops import IntegerTensor
 from lpsn_tvm.passes.lower_layers import integer_weight, lower_layer
 from lpsn_tvm.quant import QuantizedWeight, QuantParams
-from tests.support.small_graphs import Net, real_weight, weight_params
 
 
 def build(kind: str, groups: int = 1) -> tuple:
@@ -23,7 +23,9 @@ def build(kind: str, groups: int = 1) -> tuple:
     elif kind == "conv2d":
         out = net.conv(net.input, 8, groups=groups, name="fc.1", padding=[1, 0, 2, 1], strides=[2, 1], dilation=[1, 2])
     else:
-        out = net.conv_transpose(net.input, 8, 3, "fc.1", groups=groups, strides=[2, 2], padding=[1, 1, 0, 1], output_padding=[1, 0])
+        out = net.conv_transpose(
+            net.input, 8, 3, "fc.1", groups=groups, strides=[2, 2], padding=[1, 1, 0, 1], output_padding=[1, 0]
+        )
     mod = net.module(out)
     return mod, graph.find_layers(mod)["fc.1"]
 
@@ -83,12 +85,16 @@ def test_bias_folds_the_zero_point_and_rounds_half_to_even() -> None:
 
 def test_few_bits_get_a_finer_unit_so_that_the_bias_survives() -> None:
     _, layer = build("dense")
-    weight = QuantizedWeight(np.ones((10, 5), np.int8), QuantParams(np.float32(0.5), 0, 2, True), np.full(5, 0.3, np.float32))
+    weight = QuantizedWeight(
+        np.ones((10, 5), np.int8), QuantParams(np.float32(0.5), 0, 2, True), np.full(5, 0.3, np.float32)
+    )
     x, out = QuantParams(np.float32(1.0), 0, 2, False), QuantParams(np.float32(0.5), 0, 2, False)
     values, bias, unit = integer_weight(layer, weight, x, out)
     assert set(values.flat) == {16} and np.all(unit == 0.5 / 16)
     np.testing.assert_allclose(bias * unit, 0.3, atol=0.5 / 32)
-    eight = QuantizedWeight(np.full((10, 5), 100, np.int8), QuantParams(np.float32(0.005), 0, 8, True), np.full(5, 0.3, np.float32))
+    eight = QuantizedWeight(
+        np.full((10, 5), 100, np.int8), QuantParams(np.float32(0.005), 0, 8, True), np.full(5, 0.3, np.float32)
+    )
     np.testing.assert_array_equal(integer_weight(layer, eight, x, out)[0], 100)
 
 
@@ -111,7 +117,9 @@ def test_a_layer_that_could_overflow_is_refused_by_name() -> None:
 @pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf])
 def test_scales_must_be_positive_numbers(scale: float) -> None:
     _, layer = build("dense")
-    weight = QuantizedWeight(np.ones((10, 5), np.int8), QuantParams(np.float32(scale), 0, 8, True), np.zeros(5, np.float32))
+    weight = QuantizedWeight(
+        np.ones((10, 5), np.int8), QuantParams(np.float32(scale), 0, 8, True), np.zeros(5, np.float32)
+    )
     with pytest.raises(QuantizeError, match=r"fc\.1"):
         integer_weight(layer, weight, QuantParams(np.float32(1.0), 0, 8, False))
 
@@ -119,7 +127,9 @@ def test_scales_must_be_positive_numbers(scale: float) -> None:
 def test_residual_and_clamp_go_into_the_epilogue() -> None:
     _, layer = build("conv2d", 4)
     params, out = QuantParams(np.float32(0.03), 7, 8, False), QuantParams(np.float32(0.1), 5, 8, False)
-    residual = IntegerTensor(relax.Var("r", relax.TensorType(layer.out_shape, "uint8")), QuantParams(np.float32(0.2), 9, 8, False))
+    residual = IntegerTensor(
+        relax.Var("r", relax.TensorType(layer.out_shape, "uint8")), QuantParams(np.float32(0.2), 9, 8, False)
+    )
     call = lower_layer(layer, weight_params(layer, 8), integer_input(layer, params), out, (0.0, 6.0), residual)
     attrs = graph.call_attrs(call)
     assert (attrs["qmin"], attrs["qmax"], attrs["residual_multiplier"], attrs["residual_zero_point"]) == (5, 65, 2.0, 9)

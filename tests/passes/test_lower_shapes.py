@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_graphs import Net, fake_quantized, random_feed, simple_plan
 from tvm import relax
 
 from lpsn_tvm import graph
 from lpsn_tvm.passes.lower_shapes import linear_index, match_depth_to_space, nearest_index
 from lpsn_tvm.passes.lower_to_integer import lower_to_integer
 from lpsn_tvm.reference import run_reference
-from tests.support.small_graphs import Net, fake_quantized, random_feed, simple_plan
 
 op = relax.op
 
@@ -21,7 +21,8 @@ def resize(x: Any, size: tuple[int, int], method: str, transform: str, rounding:
     )
 
 
-# Each operator stands between two convolutions of a [1, 8, 9, 10] tensor, so that it runs in integers. Name -> (builder, integer operator).
+# Each operator stands between two convolutions of a [1, 8, 9, 10] tensor, so that it runs in integers. Name ->
+# (builder, integer operator).
 MOVES = {
     "max_pool": (lambda x: op.nn.max_pool2d(x, (3, 2), (2, 2), (1, 0, 1, 1)), "max_pool2d"),
     "reshape": (lambda x: op.reshape(x, (1, 4, 18, 10)), "reshape"),
@@ -31,14 +32,23 @@ MOVES = {
     "pad_constant": (lambda x: op.nn.pad(x, [0, 0, 0, 0, 1, 2, 0, 3]), "pad"),
     "pad_reflect": (lambda x: op.nn.pad(x, [0, 0, 0, 0, 1, 2, 0, 3], pad_mode="reflect"), "pad"),
     "nearest": (lambda x: resize(x, (18, 30), "nearest_neighbor", "asymmetric"), "resize_nearest"),
-    "nearest_ratio": (lambda x: resize(x, (13, 7), "nearest_neighbor", "half_pixel", "round_prefer_floor"), "resize_nearest"),
-    "nearest_corners": (lambda x: resize(x, (13, 7), "nearest_neighbor", "align_corners", "round_prefer_ceil"), "resize_nearest"),
+    "nearest_ratio": (
+        lambda x: resize(x, (13, 7), "nearest_neighbor", "half_pixel", "round_prefer_floor"),
+        "resize_nearest",
+    ),
+    "nearest_corners": (
+        lambda x: resize(x, (13, 7), "nearest_neighbor", "align_corners", "round_prefer_ceil"),
+        "resize_nearest",
+    ),
     "linear": (lambda x: resize(x, (18, 20), "linear", "half_pixel"), "resize_linear"),
     "linear_corners": (lambda x: resize(x, (13, 7), "linear", "align_corners"), "resize_linear"),
     "linear_asymmetric": (lambda x: resize(x, (27, 5), "linear", "asymmetric"), "resize_linear"),
     "pixel_shuffle": (lambda x: op.nn.pixel_shuffle(x, 2), "depth_to_space"),
     "avg_pool": (lambda x: op.nn.avg_pool2d(x, (3, 2), (2, 2), (1, 0, 1, 1)), "avg_pool2d"),
-    "avg_pool_include_pad": (lambda x: op.nn.avg_pool2d(x, (3, 3), (2, 2), (1, 1, 1, 1), count_include_pad=True), "avg_pool2d"),
+    "avg_pool_include_pad": (
+        lambda x: op.nn.avg_pool2d(x, (3, 3), (2, 2), (1, 1, 1, 1), count_include_pad=True),
+        "avg_pool2d",
+    ),
     "mean": (lambda x: op.mean(x, [2, 3], True), "global_avg_pool2d"),
     "concat": (lambda x: op.concat([x, x], 1), "concat"),
 }
@@ -65,7 +75,8 @@ def test_operator_runs_in_integers_and_agrees_with_rounded_floats(case: str, bit
     params = plan.activations["middle"]
     real = (got["middle"].astype(np.float32) - params.zero_point) * params.scale
     want = fake_quantized(mod, plan, feeds, fetch=["middle"])
-    # Linear resizing has weights that are multiples of 1/128 and rounds ties up: at most one step, rarely. All else only at float ties.
+    # Linear resizing has weights that are multiples of 1/128 and rounds ties up: at most one step, rarely. All
+    # else only at float ties.
     assert np.max(np.abs(real - want["middle"])) <= 1.01 * float(params.scale)
     assert np.mean(np.abs(real - want["middle"]) > 0.01 * float(params.scale)) < (0.15 if "linear" in case else 0.03)
 
@@ -97,7 +108,9 @@ def test_a_channel_shuffle_is_not_depth_to_space() -> None:
 
 
 @pytest.mark.parametrize(("size", "target"), [(4, 8), (3, 7), (10, 5), (7, 3), (5, 1), (1, 4)])
-@pytest.mark.parametrize("transform", ["half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "tf_half_pixel_for_nn"])
+@pytest.mark.parametrize(
+    "transform", ["half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "tf_half_pixel_for_nn"]
+)
 def test_resize_indices_stay_inside_and_weights_sum_to_128(size: int, target: int, transform: str) -> None:
     indices, weights = linear_index(size, target, transform)
     pairs = np.reshape(weights, (-1, 2))

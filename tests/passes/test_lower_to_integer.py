@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+from small_graphs import Net, fake_quantized, random_feed, simple_plan
 from tvm import relax
 
 from lpsn_tvm import graph, quant
@@ -14,7 +15,6 @@ from lpsn_tvm.passes.lower_to_integer import lower_to_integer
 from lpsn_tvm.passes.regions import find_regions
 from lpsn_tvm.quant import QuantizedWeight, QuantParams, QuantPlan
 from lpsn_tvm.reference import output_variables, run_reference
-from tests.support.small_graphs import Net, fake_quantized, random_feed, simple_plan
 
 op = relax.op
 
@@ -48,7 +48,9 @@ def test_golden_dense_relu_dense() -> None:
     plan = QuantPlan(
         {"input": params(0.5, 10), "active": params(0.25, 0)},
         {
-            "hidden": QuantizedWeight(np.full((4, 3), 2, np.int8), params(0.125, 0), np.array([1.0, 0.0, -1.0], np.float32)),
+            "hidden": QuantizedWeight(
+                np.full((4, 3), 2, np.int8), params(0.125, 0), np.array([1.0, 0.0, -1.0], np.float32)
+            ),
             "logits": QuantizedWeight(np.full((3, 2), 3, np.int8), params(0.5, 0), np.array([0.0, 0.25], np.float32)),
         },
     )
@@ -58,18 +60,32 @@ def test_golden_dense_relu_dense() -> None:
         with builder.dataflow():
             q = graph.emit_named(
                 builder,
-                integer_call("lpsn.quantize", [x], {"inv_scale": 2.0, "scale": 0.5, "zero_point": 10, "qmin": 0, "qmax": 255, "out_dtype": "uint8"}),
+                integer_call(
+                    "lpsn.quantize",
+                    [x],
+                    {"inv_scale": 2.0, "scale": 0.5, "zero_point": 10, "qmin": 0, "qmax": 255, "out_dtype": "uint8"},
+                ),
                 "input.q",
             )
             # bias: 1 / (0.5 * 0.125) = 16 minus zero point 10 * sum of weights 8; scale: 0.5 * 0.125 / 0.25
             # (0.25 is above 1/16: the weights are multiplied by 4, the unit divided by it).
-            hidden = [np.full((4, 3), 8, np.int8), np.array([64 - 320, -320, -64 - 320], np.int32), np.full(3, 0.0625, np.float32)]
+            hidden = [
+                np.full((4, 3), 8, np.int8),
+                np.array([64 - 320, -320, -64 - 320], np.int32),
+                np.full(3, 0.0625, np.float32),
+            ]
             active = graph.emit_named(
-                builder, integer_call("lpsn.dense", [q, *map(graph.constant, hidden)], {"x_zero_point": 10, "qmin": 0, "qmax": 255}), "active"
+                builder,
+                integer_call(
+                    "lpsn.dense", [q, *map(graph.constant, hidden)], {"x_zero_point": 10, "qmin": 0, "qmax": 255}
+                ),
+                "active",
             )
             logits = [np.full((3, 2), 24, np.int8), np.array([0, 16], np.int32), np.full(2, 0.015625, np.float32)]
             attrs = {"x_zero_point": 0, "qmin": 0, "qmax": 0, "out_dtype": "float32"}
-            out = graph.emit_named(builder, integer_call("lpsn.dense", [active, *map(graph.constant, logits)], attrs), "logits")
+            out = graph.emit_named(
+                builder, integer_call("lpsn.dense", [active, *map(graph.constant, logits)], attrs), "logits"
+            )
             result = builder.emit_output(out)
         builder.emit_func_output(result)
     tvm.ir.assert_structural_equal(lower_to_integer(before, plan), builder.get(), map_free_vars=True)
@@ -101,10 +117,14 @@ TABLES = {
     "silu": lambda net, x: net.emit(op.nn.silu(x)),
     "sigmoid_product": lambda net, x: net.emit(op.multiply(x, net.emit(op.sigmoid(x)))),
     "hard_swish": lambda net, x: net.emit(
-        op.multiply(x, net.emit(op.multiply(net.emit(op.clip(net.emit(op.add(x, relax.const(3.0))), 0, 6)), relax.const(1 / 6))))
+        op.multiply(
+            x, net.emit(op.multiply(net.emit(op.clip(net.emit(op.add(x, relax.const(3.0))), 0, 6)), relax.const(1 / 6)))
+        )
     ),
     "leaky": lambda net, x: net.emit(op.nn.leakyrelu(x, 0.2)),
-    "reciprocal": lambda net, x: net.emit(op.divide(relax.const(1.0), net.emit(op.add(net.emit(op.square(x)), relax.const(1.0))))),
+    "reciprocal": lambda net, x: net.emit(
+        op.divide(relax.const(1.0), net.emit(op.add(net.emit(op.square(x)), relax.const(1.0))))
+    ),
 }
 
 
@@ -113,7 +133,12 @@ def test_elementwise_functions_are_one_table(case: str) -> None:
     net = Net((1, 3, 6, 6))
     y = TABLES[case](net, net.conv(net.input, 8))
     lowered = check(net.module(net.conv(y, 4, name="after")))
-    assert [name.removeprefix("lpsn.") for name in operators(lowered).values()] == ["quantize", "conv2d", "lookup", "conv2d"]
+    assert [name.removeprefix("lpsn.") for name in operators(lowered).values()] == [
+        "quantize",
+        "conv2d",
+        "lookup",
+        "conv2d",
+    ]
 
 
 def test_prelu_has_one_table_per_channel() -> None:
@@ -163,7 +188,11 @@ def test_a_layer_without_integer_weight_stays_float() -> None:
     plan = simple_plan(mod)
     plan.weights.pop("second")  # type: ignore[attr-defined]
     found = operators(lower_to_integer(mod, plan))
-    assert found["second.acc"] == "relax.nn.conv2d" and found["next.f"] == "relax.nn.relu" and found["next"] == "lpsn.quantize"
+    assert (
+        found["second.acc"] == "relax.nn.conv2d"
+        and found["next.f"] == "relax.nn.relu"
+        and found["next"] == "lpsn.quantize"
+    )
     assert found["after"] == "lpsn.conv2d"
 
 
@@ -185,7 +214,11 @@ def test_several_outputs_keep_order_names_and_rounding() -> None:
     lowered = check(net.module(net.conv(x, 4, name="head"), x, net.input))
     assert output_variables(lowered) == ["head", "features", "input.dq"]
     found = operators(lowered)
-    assert found["features.q"] == "lpsn.conv2d" and found["features"] == "lpsn.dequantize" and found["head"] == "lpsn.conv2d"
+    assert (
+        found["features.q"] == "lpsn.conv2d"
+        and found["features"] == "lpsn.dequantize"
+        and found["head"] == "lpsn.conv2d"
+    )
 
 
 def test_function_attributes_are_kept() -> None:
@@ -208,5 +241,7 @@ def test_missing_and_impossible_parameters_are_errors() -> None:
 
 
 def test_quantized_input_saturates() -> None:
-    q = quant.quantize(np.array([-9.0, 0.0, 9.0], np.float32), inv_scale=2.0, zero_point=3, qmin=0, qmax=15, out_dtype="uint8")
+    q = quant.quantize(
+        np.array([-9.0, 0.0, 9.0], np.float32), inv_scale=2.0, zero_point=3, qmin=0, qmax=15, out_dtype="uint8"
+    )
     np.testing.assert_array_equal(q, [0, 3, 15])

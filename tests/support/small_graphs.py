@@ -39,17 +39,34 @@ class Net:
         value = self.rng.normal(0, 0.1, bias_shape).astype(np.float32) if bias is None else bias.reshape(bias_shape)
         return self.emit(relax.op.add(acc, graph.constant(value)), name)
 
-    def conv(self, x: Any, out: int, kernel: int = 3, name: str | None = None, bias: np.ndarray | None = None, groups: int = 1,
-             padding: Any = None, **attrs: Any) -> Any:
+    def conv(
+        self,
+        x: Any,
+        out: int,
+        kernel: int = 3,
+        name: str | None = None,
+        bias: np.ndarray | None = None,
+        groups: int = 1,
+        padding: Any = None,
+        **attrs: Any,
+    ) -> Any:
         channels = graph.shape_of(x)[1] // groups
-        weight = self.rng.normal(0, (2 / (channels * kernel * kernel)) ** 0.5, (out, channels, kernel, kernel)).astype(np.float32)
+        weight = self.rng.normal(0, (2 / (channels * kernel * kernel)) ** 0.5, (out, channels, kernel, kernel)).astype(
+            np.float32
+        )
         attrs["padding"] = [kernel // 2] * 4 if padding is None else padding
-        return self._layer(relax.op.nn.conv2d(x, graph.constant(weight), groups=groups, **attrs), (1, out, 1, 1), name, bias)
+        return self._layer(
+            relax.op.nn.conv2d(x, graph.constant(weight), groups=groups, **attrs), (1, out, 1, 1), name, bias
+        )
 
-    def conv_transpose(self, x: Any, out: int, kernel: int = 2, name: str | None = None, groups: int = 1, **attrs: Any) -> Any:
+    def conv_transpose(
+        self, x: Any, out: int, kernel: int = 2, name: str | None = None, groups: int = 1, **attrs: Any
+    ) -> Any:
         channels = graph.shape_of(x)[1]
         weight = self.rng.normal(0, (2 / channels) ** 0.5, (channels, out // groups, kernel, kernel)).astype(np.float32)
-        return self._layer(relax.op.nn.conv2d_transpose(x, graph.constant(weight), groups=groups, **attrs), (1, out, 1, 1), name, None)
+        return self._layer(
+            relax.op.nn.conv2d_transpose(x, graph.constant(weight), groups=groups, **attrs), (1, out, 1, 1), name, None
+        )
 
     def dense(self, x: Any, out: int, name: str | None = None) -> Any:
         inputs = graph.shape_of(x)[-1]
@@ -96,7 +113,9 @@ def weight_params(layer: graph.Layer, bits: int) -> QuantizedWeight:
     return QuantizedWeight(values, QuantParams(scale, 0, bits, True, axis), layer.bias)
 
 
-def simple_plan(mod: Any, weight_bits: int = 8, activation_bits: int = 8, signed: bool = False, seed: int = 0) -> QuantPlan:
+def simple_plan(
+    mod: Any, weight_bits: int = 8, activation_bits: int = 8, signed: bool = False, seed: int = 0
+) -> QuantPlan:
     """A min-max plan from one random batch: everything that regions quantize."""
     regions = find_regions(mod)
     feeds = random_feed(mod, seed)
@@ -105,10 +124,14 @@ def simple_plan(mod: Any, weight_bits: int = 8, activation_bits: int = 8, signed
     activations: dict[str, QuantParams] = {}
     for name in regions.quantized:
         source = regions.source(name)
-        activations[name] = activations[source] if source in activations else range_params(values[name], activation_bits, signed)
+        activations[name] = (
+            activations[source] if source in activations else range_params(values[name], activation_bits, signed)
+        )
     layers = graph.find_layers(mod)
     weights = {
-        region.layer: weight_params(layers[region.layer], weight_bits) for region in regions.regions if region.kind == "layer" and region.layer
+        region.layer: weight_params(layers[region.layer], weight_bits)
+        for region in regions.regions
+        if region.kind == "layer" and region.layer
     }
     return QuantPlan(activations, weights)
 
@@ -126,7 +149,8 @@ def real_weight(layer: graph.Layer, weight: QuantizedWeight) -> np.ndarray:
 def fake_quantized(
     mod: Any, plan: QuantPlan, feeds: dict[str, np.ndarray], fetch: list[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Float evaluation of `mod` with rounded weights and every quantized tensor rounded: what the integer network approximates."""
+    """Float evaluation of `mod` with rounded weights and every quantized tensor rounded: what the integer network
+    approximates."""
     regions = find_regions(mod)
     layers = graph.find_layers(mod)
     interpreter = TorchInterpreter(mod)
@@ -143,9 +167,11 @@ def fake_quantized(
 
 
 def check_regions(mod: Any, plan: QuantPlan, lowered: Any, feeds: dict[str, np.ndarray]) -> int:
-    """Every integer region against float arithmetic on exactly the numbers that it read: at most one step apart. Returns how many were checked.
+    """Every integer region against float arithmetic on exactly the numbers that it read: at most one step apart.
+    Returns how many were checked.
 
-    Comparing region by region, not at the end, keeps a value that lies on a rounding boundary from spreading through the network.
+    Comparing region by region, not at the end, keeps a value that lies on a rounding boundary from spreading through
+    the network.
     """
     regions = find_regions(mod)
     layers = graph.find_layers(mod)
@@ -159,8 +185,10 @@ def check_regions(mod: Any, plan: QuantPlan, lowered: Any, feeds: dict[str, np.n
             continue
         value = values[variable]
         params = plan.activations.get(name)
-        real[name] = value if value.dtype == np.float32 or params is None else quant.dequantize(
-            value, scale=float(params.scale), zero_point=params.zero_point
+        real[name] = (
+            value
+            if value.dtype == np.float32 or params is None
+            else quant.dequantize(value, scale=float(params.scale), zero_point=params.zero_point)
         )
     interpreter = TorchInterpreter(mod)
     for name, weight in plan.weights.items():
