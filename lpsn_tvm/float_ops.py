@@ -123,6 +123,11 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "clip": np.clip,
     "leaky_relu": lambda x, alpha: np.where(x > 0, x, x * alpha),
     "prelu": lambda x, slope: np.where(x > 0, x, x * slope),
+    "round": np.rint,
+    "sign": np.sign,
+    "softplus": lambda x: np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x))),
+    "selu": lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0.0))),
+    "gelu_tanh": lambda x: 0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3))),
     "gelu": lambda x: 0.5 * x * (1.0 + _erf(x / np.sqrt(2.0))),
 }
 """Operation -> its meaning, on float64 arrays with numpy broadcasting."""

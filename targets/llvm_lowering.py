@@ -121,7 +121,7 @@ class _Lowering:
 
     def _view(self, op: str, var: Any, arguments: list[Any]) -> tuple[Any, TensorSpec] | None:
         """Reshapes that drop or add axes of one pixel keep the layout: the same bytes under another shape."""
-        if op != "lpsn.reshape" or graph.is_constant(arguments[0]):
+        if op not in ("lpsn.reshape", "lpsn.float_reshape") or graph.is_constant(arguments[0]):
             return None
         value, spec = self.values[arguments[0]]
         shape = graph.shape_of(var)

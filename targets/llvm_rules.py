@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lpsn_tvm.schedules.kernel import Builder
-from lpsn_tvm.schedules.llvm import concat, data_movement, elementwise, lookup, pooling, resize
+from lpsn_tvm.schedules.llvm import concat, data_movement, elementwise, lookup, normalization, pooling, resize
 from lpsn_tvm.schedules.llvm.conv2d_float import conv2d_float
 from lpsn_tvm.schedules.llvm.conv2d_int8 import conv2d
 from lpsn_tvm.schedules.llvm.conv2d_transpose_float import conv2d_transpose_float
@@ -49,4 +49,11 @@ RULES: dict[str, tuple[Builder, ...]] = {
     "lpsn.float_concat": (concat.float_concat,),
     "lpsn.float_resize_linear": (resize.resize_linear,),
     "lpsn.float_pad": (resize.pad,),
+    "lpsn.float_resize_nearest": (resize.resize_nearest,),
+    "lpsn.float_strided_slice": (data_movement.strided_slice,),
+    "lpsn.float_depth_to_space": (data_movement.depth_to_space,),
+    "lpsn.float_reshape": (data_movement.reshape,),
+    "lpsn.float_transpose": (data_movement.transpose,),
+    "lpsn.float_instance_norm": (normalization.float_instance_norm,),
+    "lpsn.float_softmax": (normalization.float_softmax,),
 }

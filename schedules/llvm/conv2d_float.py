@@ -41,8 +41,6 @@ class ConvShape:
     reads : ChannelReads
     low, high : float
     tile : Tile
-    flat : bool
-        1x1 stride 1 without padding: rows are joined, a tile may cross them.
     """
 
     data: TensorSpec
@@ -56,7 +54,6 @@ class ConvShape:
     low: float
     high: float
     tile: Tile
-    flat: bool
 
 
 def conv2d_float(
@@ -85,13 +82,11 @@ def conv_shape(inputs: tuple[TensorSpec, ...], weight: Array, attrs: Mapping[str
     ow = (width + left + right - dw * (kw - 1) - 1) // sw + 1
     out = TensorSpec((n, out_channels, oh, ow), "float32", LANES)
     reads = channel_reads(channels, out_channels, int(attrs["groups"]))
-    flat = (kh, kw, sh, sw) == (1, 1, 1, 1) and (top, left, bottom, right) == (0, 0, 0, 0)
-    rows, columns = (1, oh * ow) if flat else (oh, ow)
     copies = not (top or left or bottom or right)
-    tile = choose_tile(rows, columns, reads.per_group or 1, reads.span * kh * kw, isa, overhang_copies=copies)
+    tile = choose_tile(oh, ow, reads.per_group or 1, reads.span * kh * kw, isa, overhang_copies=copies)
     residual = inputs[1].with_block(LANES) if len(inputs) > 1 else None
     return ConvShape(
-        data, out, residual, (kh, kw), (sh, sw), (dh, dw), (top, left), reads, float(attrs["low"]), float(attrs["high"]), tile, flat
+        data, out, residual, (kh, kw), (sh, sw), (dh, dw), (top, left), reads, float(attrs["low"]), float(attrs["high"]), tile
     )
 
 
@@ -102,8 +97,7 @@ def build(shape: ConvShape) -> Any:
 
 def extent(shape: ConvShape) -> tuple[int, int]:
     """Rows and columns of the accumulator: the output's, rounded up to whole tiles."""
-    _, _, oh, ow = shape.out.shape
-    rows, columns = (1, oh * ow) if shape.flat else (oh, ow)
+    _, _, rows, columns = shape.out.shape
     return -(-rows // shape.tile.rows) * shape.tile.rows, -(-columns // shape.tile.columns) * shape.tile.columns
 
 
@@ -114,13 +108,6 @@ def _padded(shape: ConvShape, data: Any) -> View:
     n, channels, height, width = shape.data.shape
     rows, columns = extent(shape)
     view = View(data, shape.data)
-    if shape.flat:
-        if columns == height * width:
-            flat = TensorSpec((n, channels, 1, columns), "float32", shape.data.block)
-            return _Flat(view, flat, width)
-        spec = TensorSpec((n, channels, 1, columns), "float32", shape.data.block)
-        return View(compute(spec, lambda b, c, y, x: tirx.if_then_else(
-            x < height * width, view(b, c, x // width, x % width), tirx.const(0.0, "float32")), "pad"), spec)
     (kh, kw), (sh, sw), (dh, dw), (top, left) = shape.kernel, shape.strides, shape.dilation, shape.padding
     tall, wide = (rows - 1) * sh + (kh - 1) * dh + 1, (columns - 1) * sw + (kw - 1) * dw + 1
     if not top and not left and tall <= height and wide <= width:
@@ -129,18 +116,6 @@ def _padded(shape: ConvShape, data: Any) -> View:
     return View(compute(spec, lambda b, c, y, x: tirx.if_then_else(
         tirx.all(y >= top, y < height + top, x >= left, x < width + left), view(b, c, y - top, x - left),
         tirx.const(0.0, "float32")), "pad"), spec)
-
-
-class _Flat(View):
-    """A view whose rows are joined: [N, C, 1, H * W]."""
-
-    def __init__(self, view: View, spec: TensorSpec, width: int) -> None:
-        super().__init__(view.tensor, spec)
-        self.view, self.width = view, width
-
-    def __call__(self, *index: Any) -> Any:
-        n, c, _, x = index
-        return self.view(n, c, x // self.width, x % self.width)
 
 
 def _define(shape: ConvShape) -> Any:
@@ -165,10 +140,9 @@ def _define(shape: ConvShape) -> Any:
     rows, columns = extent(shape)
     acc = te.compute((shape.out.shape[0], blocks, rows, columns, LANES), product, name="acc")
     residual = placeholder(shape.residual, "residual") if shape.residual else None
-    width = shape.out.shape[3]
 
     def finish(n: Any, o: Any, y: Any, x: Any, lane: Any) -> Any:
-        value = (acc[n, o, 0, y * width + x, lane] if shape.flat else acc[n, o, y, x, lane]) + bias[o, lane]
+        value = acc[n, o, y, x, lane] + bias[o, lane]
         if residual is not None:
             value = value + residual[n, o, y, x, lane]
         return clipped(value, shape.low, shape.high)
@@ -191,7 +165,7 @@ def _chunk_rows(shape: ConvShape) -> int:
     """Output rows whose padded input fits the cache, as tiles; 0 where the whole padded input does or none is made."""
     rows, columns = extent(shape)
     row_bytes = shape.data.memory_shape[1] * (shape.data.block or 1) * columns * shape.strides[1] * 4
-    if shape.flat or row_bytes * rows * shape.strides[0] <= ROOT_PAD_BYTES:
+    if row_bytes * rows * shape.strides[0] <= ROOT_PAD_BYTES:
         return 0
     overlap = (shape.kernel[0] - 1) * shape.dilation[0]
     fitting = (CHUNK_BYTES // row_bytes - overlap) // shape.strides[0]
@@ -205,9 +179,6 @@ def _schedule(func: Any, shape: ConvShape) -> Any:
     has_pad = has_block(sch, "pad")
     acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
     n, o, y, x, lane = sch.get_loops(out)
-    if shape.flat:
-        x = sch.fuse(y, x)
-        y, x = sch.split(x, [1, None])
     oo, ob = sch.split(o, [None, shape.tile.blocks])
     yo, yi = sch.split(y, [None, shape.tile.rows])
     xo, xi = sch.split(x, [None, shape.tile.columns])

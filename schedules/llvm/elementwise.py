@@ -111,7 +111,7 @@ def _broadcast_pair(inputs: Inputs, dtype: str) -> tuple[Inputs, TensorSpec] | N
 def float_elementwise(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Isa) -> Kernel | None:
     """Kernel of `lpsn.float_elementwise`: the whole program on 16 channels at a time."""
     rank = max(len(spec.shape) for spec in inputs)
-    if constants or any(len(spec.shape) != rank or spec.dtype != "float32" for spec in inputs):
+    if any(len(spec.shape) != rank or spec.dtype != "float32" for spec in inputs):
         return None
     shape = np.broadcast_shapes(*[spec.shape for spec in inputs])
     block = offered_block(*[spec for spec in inputs if spec.shape == shape] or inputs)
@@ -120,10 +120,18 @@ def float_elementwise(inputs: Inputs, constants: Constants, attrs: Attrs, isa: I
     text = str(attrs["program"])
     program = float_ops.decode_program(text)
 
-    def define(*views: View) -> Any:
+    # Argument positions of the constants: `tensors3` is the fourth argument.
+    fixed = {int(name.removeprefix("tensors")): array for name, array in constants.items()}
+    specs = {position: TensorSpec(array.shape, "float32", block) for position, array in fixed.items()}
+    packed = tuple(specs[position].pack(array) for position, array in fixed.items())
+
+    def define(*arguments: Any) -> Any:
+        given = iter(arguments[: len(inputs)])
+        extra = {position: View(t, specs[position]) for position, t in zip(fixed, arguments[len(inputs) :], strict=True)}
+        views = [extra[k] if k in extra else next(given) for k in range(len(arguments))]
         return compute(out, lambda *i: evaluate(program, [view(*i) for view in views]))
 
-    return elementwise_kernel("float_elementwise", read, (), out, define, text)
+    return elementwise_kernel("float_elementwise", read, packed, out, define, text, tuple(fixed))
 
 
 def evaluate(program: float_ops.Program, values: list[Any]) -> Any:
@@ -241,6 +249,15 @@ _EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "clip": lambda x, low, high: _min(_max(x, low), high),
     "leaky_relu": lambda x, alpha: _select(x > _number(0.0), x, x * alpha),
     "prelu": lambda x, slope: _select(x > _number(0.0), x, x * slope),
+    "round": lambda x: _call("nearbyint")(x),
+    "sign": lambda x: _select(x > _number(0.0), _number(1.0), _select(x < _number(0.0), _number(-1.0), _number(0.0))),
+    "softplus": lambda x: _max(x, _number(0.0)) + _call("log")(_number(1.0) + exponential(_number(0.0) - _max(x, -x))),
+    "selu": lambda x: _number(1.0507009873554805) * _select(
+        x > _number(0.0), x, _number(1.6732632423543772) * (exponential(_min(x, _number(0.0))) - _number(1.0))
+    ),
+    "gelu_tanh": lambda x: _number(0.5) * x * (
+        _number(1.0) + _tanh(_number(0.7978845608028654) * (x + _number(0.044715) * x * x * x))
+    ),
     "gelu": lambda x: _number(0.5) * x * (_number(1.0) + _erf(x * _number(0.7071067811865476))),
 }
 """Operation -> TE expression; the same names as `float_ops.ELEMENTWISE`."""
