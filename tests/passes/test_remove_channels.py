@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
+from benchmarks import models as network_zoo
 from lpsn_tvm import graph
 from lpsn_tvm.errors import PruneError
+from lpsn_tvm.frontend import import_model, load_model
 from lpsn_tvm.interpreter import TorchInterpreter
+from lpsn_tvm.passes.canonicalize import canonicalize, verify_canonical
 from lpsn_tvm.passes.channel_groups import ChannelGroups, find_channel_groups
 from lpsn_tvm.passes.remove_channels import remove_channels
 from tests.support.channel_nets import NETS, make
+from tests.support.random_graphs import models
 from tests.support.small_graphs import Net, random_feed
 
 op = relax.op
@@ -33,7 +39,8 @@ def random_masks(groups: ChannelGroups, seed: int, fraction: float = 0.5) -> dic
 
 
 def output(interpreter: TorchInterpreter, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    return next(iter(interpreter.run(feeds).values())).numpy()
+    """All outputs, one behind the other."""
+    return np.concatenate([value.numpy().ravel() for value in interpreter.run(feeds).values()])
 
 
 def zeroed(mod: Any, groups: ChannelGroups, masks: dict[str, np.ndarray]) -> TorchInterpreter:
@@ -59,7 +66,7 @@ def check(mod: Any, masks: dict[str, np.ndarray]) -> Any:
     groups = find_channel_groups(mod)
     small = remove_channels(mod, masks)
     relax.analysis.well_formed(small)
-    assert graph.shape_of(small["main"].body.body) == graph.shape_of(mod["main"].body.body)
+    tvm.ir.assert_structural_equal(small["main"].body.body.ty, mod["main"].body.body.ty)
     feeds = random_feed(mod, 3)
     expected = output(zeroed(mod, groups, masks), feeds)
     np.testing.assert_allclose(output(TorchInterpreter(small), feeds), expected, rtol=1e-4, atol=1e-4)
@@ -100,6 +107,31 @@ def test_removal_in_two_steps_is_removal_in_one(name: str) -> None:
     for group, mask in masks.items():
         step = remove_channels(step, {group: mask})
     tvm.ir.assert_structural_equal(step, remove_channels(mod, masks))
+
+
+@settings(max_examples=25, deadline=None)
+@given(models(), st.integers(0, 10**6))
+def test_equals_zeroed_columns_on_random_models(model: onnx.ModelProto, seed: int) -> None:
+    mod = canonicalize(import_model(load_model(model)).mod)
+    verify_canonical(check(mod, random_masks(find_channel_groups(mod), seed)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "mobilenet_v2", "densenet121", "preact_resnet18", "unet", "frrn", "cyclegan_generator", "espcn"],
+)
+def test_real_networks(name: str) -> None:
+    """Every layer but the last is in a group, half of all units can leave, the analysis takes less than a second."""
+    mod = canonicalize(import_model(load_model(getattr(network_zoo, name)())).mod)
+    started = time.process_time()
+    groups = find_channel_groups(mod)
+    assert time.process_time() - started < 1.0
+    assert len(groups.frozen) == 1 and "graph output" in next(iter(groups.frozen.values()))
+    covered = {s.layer for g in groups.groups for s in g.producers}
+    covered |= {f.layer for g in groups.groups for f in g.followers}
+    assert covered | set(groups.frozen) == set(graph.find_layers(mod))
+    verify_canonical(check(mod, random_masks(groups, 0)))
 
 
 def test_golden() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tvm
 from hypothesis import given, settings
@@ -12,12 +13,15 @@ from hypothesis import strategies as st
 from tvm import relax
 
 from lpsn_tvm import graph
+from lpsn_tvm.frontend import import_model, load_model
 from lpsn_tvm.interpreter import TorchInterpreter
+from lpsn_tvm.passes.canonicalize import canonicalize, verify_canonical
 from lpsn_tvm.passes.channel_groups import ChannelGroups, find_channel_groups
 from lpsn_tvm.passes.constant_channels import constant_channels
 from lpsn_tvm.passes.remove_channels import remove_channels
 from lpsn_tvm.passes.remove_dead_channels import dead_units, remove_dead_channels
 from tests.support.channel_nets import NETS, make
+from tests.support.random_graphs import models
 from tests.support.small_graphs import Net, random_feed
 
 op = relax.op
@@ -57,7 +61,8 @@ def kill(mod: Any, seed: int, with_bias: bool, side: str) -> tuple[Any, ChannelG
 
 
 def outputs(mod: Any) -> np.ndarray:
-    return next(iter(TorchInterpreter(mod).run(random_feed(mod, 1)).values())).numpy()
+    """All outputs, one behind the other."""
+    return np.concatenate([value.numpy().ravel() for value in TorchInterpreter(mod).run(random_feed(mod, 1)).values()])
 
 
 @pytest.mark.parametrize("side", ["writers", "readers"])
@@ -78,6 +83,15 @@ def test_dead_units_are_found_and_leave(name: str, side: str) -> None:
 def test_outputs_stay(name: str, seed: int, with_bias: bool, side: str) -> None:
     mod, _, _ = kill(make(name, seed % 5), seed, with_bias, side)
     np.testing.assert_allclose(outputs(remove_dead_channels(mod)), outputs(mod), rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(models(), st.integers(0, 10**6), st.booleans(), st.sampled_from(["writers", "readers"]))
+def test_outputs_of_random_models_stay(model: onnx.ModelProto, seed: int, with_bias: bool, side: str) -> None:
+    mod, _, _ = kill(canonicalize(import_model(load_model(model)).mod), seed, with_bias, side)
+    small = remove_dead_channels(mod)
+    verify_canonical(small)
+    np.testing.assert_allclose(outputs(small), outputs(mod), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NETS)
