@@ -185,10 +185,14 @@ class Frontier:
                 yield self._compute(values, {name})[name]
 
     def _path(self, name: str) -> list[Any]:
-        steps = self.interpreter.needed((name,), self._values[0])
-        gone = [step.name for step in steps if step.name in self._done]
-        if gone:
-            raise ModelError(f"the cut has passed this variable ({gone[0]} was computed and dropped)", where=name)
+        held = self._values[0]
+        # Follow what is missing: a value that was computed and is not held any more cannot be made again.
+        steps = self.interpreter.needed((name,), self._done | set(held)) if name not in self._done else []
+        gone = [key for step in steps for key in step.variables if key in self._done and key not in held]
+        if gone or name in self._done:
+            raise ModelError(
+                f"the cut has passed this variable: {(gone or [name])[0]} is not held any more", where=name
+            )
         return steps
 
     def _compute(self, values: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

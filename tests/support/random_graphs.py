@@ -84,7 +84,9 @@ class Net:
     def _infer(self, node: onnx.NodeProto) -> tuple[int, ...]:
         known = {i.name: i for i in self.initializers}
         inputs = [
-            helper.make_tensor_value_info(n, TensorProto.FLOAT, self.shapes[n]) for n in dict.fromkeys(node.input) if n in self.shapes
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, self.shapes[n])
+            for n in dict.fromkeys(node.input)
+            if n in self.shapes
         ]
         outputs = [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in node.output]
         used = [known[n] for n in dict.fromkeys(node.input) if n in known]
@@ -101,21 +103,41 @@ class Net:
 
     # --- pieces ---
 
-    def conv(self, x: str, out: int, kernel: int, *, stride: int = 1, dilation: int = 1, groups: int = 1, pads: Any = None,
-             bias: bool = True) -> str:
+    def conv(
+        self,
+        x: str,
+        out: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        pads: Any = None,
+        bias: bool = True,
+    ) -> str:
         channels = self.shapes[x][1]
         same = dilation * (kernel - 1) // 2
         inputs = [x, self.weight(out, channels // groups, kernel, kernel, fan=kernel * kernel * channels // groups)]
         if bias:
             inputs.append(self.constant((0.1 * self.rng.standard_normal(out)).astype(np.float32)))
         return self.node(
-            "Conv", inputs, kernel_shape=[kernel] * 2, strides=[stride] * 2, dilations=[dilation] * 2, group=groups,
+            "Conv",
+            inputs,
+            kernel_shape=[kernel] * 2,
+            strides=[stride] * 2,
+            dilations=[dilation] * 2,
+            group=groups,
             pads=list(pads or [same] * 4),
         )
 
     def batch_norm(self, x: str) -> str:
         n = self.shapes[x][1]
-        vectors = [self.rng.uniform(0.5, 1.5, n), self.rng.normal(0, 0.2, n), self.rng.normal(0, 0.2, n), self.rng.uniform(0.5, 1.5, n)]
+        vectors = [
+            self.rng.uniform(0.5, 1.5, n),
+            self.rng.normal(0, 0.2, n),
+            self.rng.normal(0, 0.2, n),
+            self.rng.uniform(0.5, 1.5, n),
+        ]
         return self.node("BatchNormalization", [x, *(self.constant(v.astype(np.float32)) for v in vectors)])
 
     def activate(self, x: str, kind: str) -> str:
@@ -148,13 +170,23 @@ def _conv(net: Net) -> None:
     pads = [same] * 4 if c.integer(0, 3) else [same, max(same - 1, 0), same + 1, same]
     stride = 2 if height >= 8 and c.integer(0, 3) == 0 else 1
     has_norm = bool(c.integer(0, 1))
-    x = net.conv(net.x, 2 * c.integer(2, 6), kernel, stride=stride, dilation=dilation, groups=groups, pads=pads,
-                 bias=not has_norm or bool(c.integer(0, 1)))
+    x = net.conv(
+        net.x,
+        2 * c.integer(2, 6),
+        kernel,
+        stride=stride,
+        dilation=dilation,
+        groups=groups,
+        pads=pads,
+        bias=not has_norm or bool(c.integer(0, 1)),
+    )
     net.x = net.activate(net.batch_norm(x) if has_norm else x, c.pick(RELUS))
 
 
 def _depthwise(net: Net) -> None:
-    x = net.conv(net.x, net.shape[1], 3, groups=net.shape[1], stride=2 if net.shape[2] >= 8 and net.choices.integer(0, 1) else 1)
+    x = net.conv(
+        net.x, net.shape[1], 3, groups=net.shape[1], stride=2 if net.shape[2] >= 8 and net.choices.integer(0, 1) else 1
+    )
     net.x = net.activate(net.batch_norm(x), net.choices.pick(RELUS))
 
 
@@ -167,10 +199,17 @@ def _transposed(net: Net) -> None:
     groups = 2 if channels % 2 == 0 and c.integer(0, 3) == 0 else 1
     out = 2 * c.integer(2, 4)
     pad = c.integer(0, (kernel - 1) // 2)
-    weight = net.weight(channels, out // groups, kernel, kernel, fan=kernel * kernel * channels // groups // stride**2 or 1)
+    weight = net.weight(
+        channels, out // groups, kernel, kernel, fan=kernel * kernel * channels // groups // stride**2 or 1
+    )
     bias = net.constant((0.1 * net.rng.standard_normal(out)).astype(np.float32))
     net.x = net.node(
-        "ConvTranspose", [net.x, weight, bias], kernel_shape=[kernel] * 2, strides=[stride] * 2, group=groups, pads=[pad] * 4,
+        "ConvTranspose",
+        [net.x, weight, bias],
+        kernel_shape=[kernel] * 2,
+        strides=[stride] * 2,
+        group=groups,
+        pads=[pad] * 4,
         output_padding=[extra] * 2,
     )
 
@@ -216,7 +255,9 @@ def _split(net: Net) -> None:
         return
     at = net.choices.integer(1, channels - 1)
     parts = [
-        net.node("Slice", [net.x, net.constant(np.array([a])), net.constant(np.array([b])), net.constant(np.array([1]))])
+        net.node(
+            "Slice", [net.x, net.constant(np.array([a])), net.constant(np.array([b])), net.constant(np.array([1]))]
+        )
         for a, b in ((0, at), (at, channels))
     ]
     net.x = net.node("Concat", [net.activate(parts[1], "Relu"), parts[0]], axis=1)
@@ -334,7 +375,8 @@ def _finish(net: Net, outputs: list[str]) -> onnx.ModelProto:
     )]  # fmt: skip
     # Output names by renaming would be nicer to read, an Identity also serves a network that returns its input.
     infos = [
-        helper.make_tensor_value_info(f"output{i + 1 if i else ''}", TensorProto.FLOAT, net.shapes[o]) for i, o in enumerate(outputs)
+        helper.make_tensor_value_info(f"output{i + 1 if i else ''}", TensorProto.FLOAT, net.shapes[o])
+        for i, o in enumerate(outputs)
     ]
     inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, net.shapes["input"])]
     graph = helper.make_graph(nodes, "random_cnn", inputs, infos, net.initializers)
