@@ -118,6 +118,9 @@ def quantize_layer(
             matrix = resolved_matrix(matrix, sums)
         scale, integers = _round(matrix, sums, bits, scheme, rounding, _smallest_scale(layer, x, geometry.groups))
     bias = sums.mean_y - torch.einsum("gk,gkm->gm", sums.mean_x, integers.double() * scale[:, None, :].double())
+    # The integer network holds it as int32 in these units; at few bits they are coarse enough to be simulated too.
+    unit = scale.double() * float(np.asarray(x.scale))
+    bias = torch.round(bias / unit) * unit
     check_accumulator(layer, integers, x)
     values, _ = geometry.split_matrix(torch.cat([integers.double(), bias[:, None, :]], dim=1))
     flat = scale.reshape(-1).float().numpy().copy()
