@@ -43,7 +43,7 @@ class GraphWriter:
     def constant(self, value: Array, name: str) -> str:
         """An initializer; returns its tensor name."""
         name = self.unique(name)
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.initializers.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def node(self, op: str, inputs: Sequence[str], output: str, *, node_name: str | None = None, **attrs: Any) -> str:
