@@ -38,6 +38,12 @@ def lower_max_pool2d(call: Any, x: IntegerTensor) -> Any:
     return integer_call("lpsn.max_pool2d", [x.expr], {"kernel": attrs["pool_size"], **kept}, graph.shape_of(call))
 
 
+def lower_global_max(call: Any, x: IntegerTensor) -> Any:
+    """Maximum over all of H and W: one window."""
+    attrs = {"kernel": graph.shape_of(x.expr)[2:], "strides": (1, 1), "padding": (0, 0, 0, 0)}
+    return integer_call("lpsn.max_pool2d", [x.expr], attrs, graph.shape_of(call))
+
+
 def lower_reshape(call: Any, x: IntegerTensor) -> Any:
     """reshape, squeeze, expand_dims, flatten: all one row-major reshape to the result's shape."""
     return integer_call("lpsn.reshape", [x.expr], {"shape": graph.shape_of(call)})

@@ -35,6 +35,7 @@ from lpsn_tvm.passes.lower_shapes import (
     lower_concat,
     lower_depth_to_space,
     lower_global_avg_pool2d,
+    lower_global_max,
     lower_max_pool2d,
     lower_pad,
     lower_reshape,
@@ -48,6 +49,7 @@ from lpsn_tvm.quant import QuantParams, QuantPlan
 
 _SAME = {
     "relax.nn.max_pool2d": lower_max_pool2d,
+    "relax.max": lower_global_max,
     "relax.reshape": lower_reshape,
     "relax.squeeze": lower_reshape,
     "relax.expand_dims": lower_reshape,

@@ -84,7 +84,7 @@ def _classify(op: str, call: Any, inputs: tuple[str, ...]) -> tuple[OperatorClas
         return _with_constants(call, [call.args[1]], axis=int(attrs.get("axis", 1)))
     if op in ELEMENTWISE_BINARY:
         return _classify_binary(op, call, inputs)
-    if op in SAME_SCALE:
+    if op in SAME_SCALE or (op == "relax.max" and _is_global_pool(call, attrs)):
         return "same", "", False
     if op == "relax.nn.pad":
         return _classify_pad(call, attrs)
@@ -140,7 +140,7 @@ def _classify_pad(call: Any, attrs: dict[str, Any]) -> tuple[OperatorClass, str,
     if rank != 4 or any(width[:4]):
         return "float", "padding of other than the two spatial axes", False
     mode = str(attrs["pad_mode"])
-    if mode in ("reflect", "edge") or (mode == "constant" and float(attrs["pad_value"]) == 0.0):
+    if mode in ("reflect", "replicate", "edge") or (mode == "constant" and float(attrs["pad_value"]) == 0.0):
         return "same", "", False
     return "float", f"padding with mode {mode} and value {attrs['pad_value']}", False
 

@@ -31,6 +31,8 @@ MOVES = {
     "slice_negative": (lambda x: op.strided_slice(x, [1], [-6], [-1], [1]), "strided_slice"),
     "pad_constant": (lambda x: op.nn.pad(x, [0, 0, 0, 0, 1, 2, 0, 3]), "pad"),
     "pad_reflect": (lambda x: op.nn.pad(x, [0, 0, 0, 0, 1, 2, 0, 3], pad_mode="reflect"), "pad"),
+    "pad_replicate": (lambda x: op.nn.pad(x, [0, 0, 0, 0, 1, 2, 0, 3], pad_mode="replicate"), "pad"),
+    "global_max": (lambda x: op.max(x, [2, 3], True), "max_pool2d"),
     "nearest": (lambda x: resize(x, (18, 30), "nearest_neighbor", "asymmetric"), "resize_nearest"),
     "nearest_ratio": (
         lambda x: resize(x, (13, 7), "nearest_neighbor", "half_pixel", "round_prefer_floor"),
