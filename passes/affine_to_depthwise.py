@@ -62,7 +62,8 @@ def _layer(builder: Any, var: Any, chain: _Chain, lookup: Any) -> Any:
     if len(shape) == 2:
         data = graph.emit_named(builder, op.reshape(data, (*shape, 1, 1)), f"{var.name}.image")
     acc = graph.emit_named(builder, op.nn.conv2d(data, weight, padding=(0, 0, 0, 0), groups=channels, out_dtype="float32"), var.name + graph.ACC_SUFFIX)
-    out = op.add(acc, graph.constant(chain.shift.astype(np.float32).reshape(1, -1, 1, 1)))
+    shift = (chain.shift + 0.0).astype(np.float32).reshape(1, -1, 1, 1)  # no negative zeros
+    out = op.add(acc, graph.constant(shift))
     if len(shape) == 4:
         return out
     out = graph.emit_named(builder, out, var.name)

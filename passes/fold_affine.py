@@ -53,7 +53,7 @@ def fold_affine(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModule:
         if var.name in folded:
             item = folded[var.name]
             bias = graph.constant_value(value.args[1])
-            total = bias.reshape(-1).astype(np.float64) * item.scale + item.shift
+            total = bias.reshape(-1).astype(np.float64) * item.scale + item.shift + 0.0  # no negative zeros
             return relax.op.add(lookup(value.args[0]), graph.constant(total.astype(np.float32).reshape(bias.shape)))
         return None
 

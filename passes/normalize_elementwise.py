@@ -4,8 +4,9 @@ Rules:
 1. `add`, `multiply`, `maximum`, `minimum` with a constant have it second.
 2. `x - c -> x + (-c)`, `x / c -> x * (1/c)`, `c - x -> (x * -1) + c`.
 3. A constant with one element that broadcasts to nothing has rank 0; a per-channel constant has shape [1, C, 1, 1] or [C].
-4. `maximum(x, 0) -> relu`; `minimum(maximum(x, lo), hi)` and the reverse -> `clip`; `clip` without finite bounds -> relu, maximum, minimum.
-5. `multiply(x, sigmoid(x)) -> silu`; `relu6 -> clip(0, 6)`; `power(x, 2) -> square`.
+4. `maximum(x, 0) -> relu`; `minimum(maximum(x, lo), hi)` and the reverse -> `clip`; `clip` has float bounds, and without finite ones is
+   relu, maximum or minimum.
+5. `multiply(x, sigmoid(x)) -> silu`; `power(x, 2) -> square`.
 """
 
 from __future__ import annotations
@@ -40,8 +41,6 @@ def normalize_elementwise(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRM
         name = graph.op_name(value)
         if name == "relax.clip":
             return _clip(value, lookup)
-        if name == "relax.nn.relu6":
-            return op.clip(lookup(value.args[0]), 0.0, 6.0)
         if name not in _BINARY:
             return None
         left, right = (lookup(argument) for argument in value.args)
@@ -122,7 +121,7 @@ def _bounded(builder: Any, data: Any, other: str, bound: float, single: bool) ->
 def _clip(call: Any, lookup: Any) -> Any:
     data, low, high = lookup(call.args[0]), *(float(bound.value) for bound in call.args[1:3])
     if math.isfinite(low) and math.isfinite(high):
-        return None
+        return op.clip(data, low, high)
     if math.isfinite(low):
         return op.nn.relu(data) if low == 0.0 else op.maximum(data, relax.const(low, "float32"))
     return op.minimum(data, relax.const(high, "float32")) if math.isfinite(high) else data

@@ -187,6 +187,32 @@ def instance_norm(node: Node) -> Expr:
     return node.emit(op.nn.instance_norm(node.inputs[0], gamma, beta, channel_axis=1, axes=axes, epsilon=float(node.attrs.get("epsilon", 1e-5))))
 
 
+def group_norm(node: Node) -> Expr:
+    """GroupNormalization -> nn.group_norm; before opset 21 scale and bias are per group."""
+    channels, groups, rank = node.shape()[1], int(node.attrs["num_groups"]), len(node.shape())
+    parameters = []
+    for index in (1, 2):
+        value = np.asarray(node.constant(index, "a parameter"), np.float32)
+        parameters.append(graph.constant(np.repeat(value, channels // value.size)))
+    axes = list(range(2, rank))
+    epsilon = float(node.attrs.get("epsilon", 1e-5))
+    return node.emit(op.nn.group_norm(node.inputs[0], *parameters, num_groups=groups, channel_axis=1, axes=axes, epsilon=epsilon))
+
+
+def layer_norm(node: Node) -> Expr:
+    """LayerNormalization -> nn.layer_norm over the axes from `axis` on."""
+    if node.output_count > 1:
+        raise node.unsupported("the Mean and InvStdDev outputs")
+    shape = node.shape()
+    axes = list(range(int(node.attrs.get("axis", -1)) % len(shape), len(shape)))
+    extents = shape[axes[0] :]
+    gamma = np.broadcast_to(np.asarray(node.constant(1, "the scale"), np.float32), extents)
+    bias = node.constant(2, "the bias")
+    beta = np.zeros(extents, np.float32) if bias is None else np.broadcast_to(bias.astype(np.float32), extents)
+    epsilon = float(node.attrs.get("epsilon", 1e-5))
+    return node.emit(op.nn.layer_norm(node.inputs[0], graph.constant(gamma), graph.constant(beta), axes=axes, epsilon=epsilon))
+
+
 def _weight(node: Node) -> Array:
     weight = node.constant(1, "the weight")
     if weight is None:
@@ -215,4 +241,6 @@ CONVERTERS = {
     "MatMul": matmul,
     "BatchNormalization": batch_norm,
     "InstanceNormalization": instance_norm,
+    "GroupNormalization": group_norm,
+    "LayerNormalization": layer_norm,
 }

@@ -1,4 +1,8 @@
-"""ONNX graph -> raw Relax: one converter per operator, every result bound under the exact name of its node."""
+"""ONNX graph -> raw Relax: one converter per operator, every result bound under the exact name of its node.
+
+TVM's own importer is not used: it renames values, leaves compiled functions (`call_tir`) for Clip, Pad and Tile that no pass can look into, and
+knows neither `ceil_mode` nor scale semantics of ONNX exactly. The converters here emit the conventions of `canonicalize` directly.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +31,6 @@ CONVERTERS: dict[str, Callable[[Node], Any]] = {
     **convert_shapes.CONVERTERS,
     **convert_resize.CONVERTERS,
 }
-# Operators whose TVM converter gives float32 Relax calls that the canonical form allows.
-FALLBACK = {"LayerNormalization", "GroupNormalization"}
 INTEGER_OPS = {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QLinearAdd", "QLinearMul", "QLinearGlobalAveragePool", "DynamicQuantizeLinear"}
 
 
@@ -138,7 +140,7 @@ class _Importer:
                     "(QuantizeLinear / DequantizeLinear pairs), or the float model",
                     where=_where(node),
                 )
-            if node.op_type not in CONVERTERS and node.op_type not in FALLBACK and node.op_type != "Constant":
+            if node.op_type not in CONVERTERS and node.op_type != "Constant":
                 raise UnsupportedOpError(f"operator {node.op_type} of domain 'ai.onnx' (opset {self.opset}) cannot be imported", where=_where(node))
 
     def _convert(self, proto: onnx.NodeProto) -> None:
@@ -147,10 +149,11 @@ class _Importer:
             self.values[proto.output[0]] = graph.constant(_constant_node(proto, attrs))
             return
         inputs = [self.values[name] for name in proto.input]
+        if not any(isinstance(value, relax.Var) for value in inputs):
+            raise ModelError("does not depend on any input of the model", where=_where(proto))  # the simplifier folds all but outputs
         node = Node(proto.name, proto.op_type, inputs, attrs, len(proto.output), self.opset, self.emitter)
         try:
-            converter = CONVERTERS.get(proto.op_type)
-            results = converter(node) if converter else _tvm_converter(self.builder, node)
+            results = CONVERTERS[proto.op_type](node)
         except LpsnError:
             raise
         except Exception as error:
@@ -158,18 +161,6 @@ class _Importer:
             raise ModelError(f"cannot be converted: {_first_line(error)}", where=_where(proto)) from error
         for name, result in zip(proto.output, results if isinstance(results, list) else [results], strict=False):
             self.values[name] = result
-
-
-def _tvm_converter(builder: relax.BlockBuilder, node: Node) -> Any:
-    """Convert by TVM's own converter; its intermediate calls are bound below the node's name."""
-    from tvm.relax.frontend.onnx import onnx_frontend
-
-    converter = onnx_frontend._get_convert_map()[node.op_type].get_converter(node.opset)
-    attrs = {key: value.encode() if isinstance(value, str) else value for key, value in node.attrs.items()}
-    attrs["tvm_custom"] = {"name": node.name, "num_outputs": node.output_count}
-    result = converter(builder, onnx_frontend.onnx_input(node.inputs), attrs, [{}, {}])
-    first = result.fields[0] if isinstance(result, relax.Tuple) else result
-    return node.emit(first) if isinstance(first, relax.Call) else first
 
 
 def _attributes(proto: onnx.NodeProto) -> dict[str, Any]:

@@ -61,13 +61,13 @@ def _apply(value: onnx.ValueInfoProto, wanted: tuple[int, ...], symbols: dict[st
 
 
 def _resolve(value: onnx.ValueInfoProto, batch: int, symbols: Mapping[str, int]) -> None:
-    tensor = value.type.tensor_type
+    tensor, given = value.type.tensor_type, describe(value)
     if not tensor.HasField("shape"):
         raise ModelError(f"the rank is not known; give input_shapes={{{value.name!r}: (...)}}", where=f"input {value.name!r}")
     for index, dim in enumerate(tensor.shape.dim):
         if dim.HasField("dim_value") and dim.dim_value > 0:
             if index == 0 and batch != 1 and dim.dim_value != batch and len(tensor.shape.dim) > 1 and dim.dim_value == 1:
-                raise ModelError(f"the model's batch is fixed to 1 and cannot become {batch}: {describe(value)}", where=f"input {value.name!r}")
+                raise ModelError(f"the model's batch is fixed to 1 and cannot become {batch}: {given}", where=f"input {value.name!r}")
             continue
         if dim.dim_param in symbols and dim.dim_param:
             dim.dim_value = symbols[dim.dim_param]
@@ -76,7 +76,7 @@ def _resolve(value: onnx.ValueInfoProto, batch: int, symbols: Mapping[str, int])
         else:
             label = f" ({dim.dim_param})" if dim.dim_param else ""
             raise ModelError(
-                f"dimension {index}{label} is dynamic: {describe(value)}; fix it with input_shapes={{{value.name!r}: (...)}}",
+                f"dimension {index}{label} is dynamic: {given}; fix it with input_shapes={{{value.name!r}: (...)}}",
                 where=f"input {value.name!r}",
             )
 
