@@ -11,11 +11,10 @@ from typing import Any, overload
 
 import numpy as np
 
+from lpsn_tvm.calibration_preparation import Preprocessing, as_float, preparation
 from lpsn_tvm.calibration_sources import Arrays, Signature, check_shape, open_source
 from lpsn_tvm.errors import CalibrationError
 from lpsn_tvm.images import CHANNELS
-
-Preprocessing = Mapping[str, Any] | Callable[[Any], Any]
 
 
 class _Synthetic:
@@ -34,7 +33,8 @@ class _Synthetic:
 class CalibrationSet:
     """Samples for every input of a model, checked; made by `from_any` or `synthetic`.
 
-    Iterating yields `dict[str, float32 ndarray]` batches of at most `batch` samples, in the same order every time; nothing but one batch is held.
+    Iterating yields `dict[str, float32 ndarray]` batches of at most `batch` samples, in the same order every time;
+    nothing but one batch is held.
 
     Attributes
     ----------
@@ -86,18 +86,21 @@ class CalibrationSet:
         Parameters
         ----------
         source : object
-            ndarray or tensor [n, ...] or one sample; dict of arrays by input name; list, iterator, generator function or data loader of samples, batches,
-            dicts or (x, labels) tuples; path of an .npy (streamed, never loaded whole) or .npz file, or of a folder of images (resized until they cover the
-            model's height and width, cropped in the middle); a CalibrationSet.
+            ndarray or tensor [n, ...] or one sample; dict of arrays by input name; list, iterator, generator function
+            or data loader of samples, batches, dicts or (x, labels) tuples; path of an .npy (streamed, never loaded
+            whole) or .npz file, or of a folder of images (resized until they cover the model's height and width,
+            cropped in the middle); a CalibrationSet.
         signature : mapping of str to tuple of int
             Input names to shapes, batch axis first.
         batch : int
             Samples per batch when iterating; has nothing to do with how the source is batched.
         input_range : (float, float), optional
-            What 0 and 255 of 8-bit data (uint8, images) become. [0, 1] by default, which `notes` then says. Other types are taken as they are.
+            What 0 and 255 of 8-bit data (uint8, images) become. [0, 1] by default, which `notes` then says. Other types
+            are taken as they are.
         preprocessing : dict or callable, optional
-            `{"mean": ..., "std": ...}`: `(x - mean) / std`, one value or one per channel, after `input_range`; or `{input name: {...}}`. A callable gets the batch as
-            it was read (a dict if there are several inputs; mapped if `input_range` is given) and returns what the model reads.
+            `{"mean": ..., "std": ...}`: `(x - mean) / std`, one value or one per channel, after `input_range`; or
+            `{input name: {...}}`. A callable gets the batch as it was read (a dict if there are several inputs; mapped
+            if `input_range` is given) and returns what the model reads.
         limit : int, optional
             Only the first `limit` samples are used (and read, where reading can stop).
 
@@ -117,7 +120,7 @@ class CalibrationSet:
         arrays = open_source(source, wanted, limit)
         if not len(next(iter(arrays.values()))):
             raise CalibrationError("the calibration data is empty: at least one sample is needed")
-        steps, notes = _preparation(arrays, wanted, input_range, preprocessing)
+        steps, notes = preparation(arrays, wanted, input_range, preprocessing)
         result = cls(arrays, signature, batch=batch, prepare=steps, notes=notes)
         result._digest = result._checked_digest()
         return result
@@ -156,7 +159,10 @@ class CalibrationSet:
         )  # fmt: skip
 
     def _checked_digest(self) -> str:
-        """One pass: every batch is checked for shape and finiteness, and hashed (inputs apart, so that the batch size does not matter)."""
+        """One pass: every batch is checked for shape and finiteness, and hashed.
+
+        Inputs are hashed apart, so that the batch size does not matter.
+        """
         hashes = {name: hashlib.sha256() for name in self.signature}
         position = 0
         for arrays in self.batches(64):
@@ -188,115 +194,19 @@ def _check_options(batch: int, limit: int | None, input_range: tuple[float, floa
 def _synthetic_set(
     signature: Mapping[str, tuple[int, ...]], n: int = 64, seed: int = 0, *, batch: int = 16
 ) -> CalibrationSet:
-    """Seeded made-up inputs: smooth noise with the 1/f spectrum of natural images, channels correlated, contrast and brightness varied.
+    """Seeded made-up inputs: smooth noise with the 1/f spectrum of natural images.
 
-    Values have mean 0 and standard deviation 1 over the set, so that they cover what [0, 1] images and normalised images both excite.
+    Channels are correlated, contrast and brightness vary. Values have mean 0 and standard deviation 1 over the set, so
+    that they cover what [0, 1] images and normalised images both excite.
     """
     rng = np.random.default_rng(seed)
     arrays = {name: _natural_noise((n, *shape[1:]), rng) for name, shape in signature.items()}
     note = f"no calibration data was given: {n} seeded synthetic inputs (seed {seed}) stand in for it"
-    return CalibrationSet(arrays, signature, batch=batch, prepare=_as_float, notes=(note,), is_synthetic=True)
-
-
-# --- from what was read to what the model sees ----------------------------------------------------------------------------------
-
-
-def _as_float(arrays: Arrays) -> Arrays:
-    with np.errstate(over="ignore"):
-        # What leaves float32 becomes infinite and is refused by name.
-        return {name: np.array(array, np.float32, order="C") for name, array in arrays.items()}
-
-
-def _preparation(
-    arrays: Arrays, wanted: Signature, input_range: tuple[float, float] | None, preprocessing: Preprocessing | None
-) -> tuple[Callable[[Arrays], Arrays], tuple[str, ...]]:
-    """The function that prepares a batch, and what was decided on the way."""
-    bytes_in = [name for name, array in arrays.items() if array.dtype == np.uint8]
-    notes: tuple[str, ...] = ()
-    if callable(preprocessing):
-        function = preprocessing
-        is_single = len(wanted.shapes) == 1
-
-        def custom(batch: Arrays) -> Arrays:
-            ready = batch if input_range is None else _mapped(batch, bytes_in, input_range)
-            result = function(next(iter(ready.values())) if is_single else ready)
-            return _as_float(_named_result(result, wanted))
-
-        return custom, notes
-    low_high = input_range or (0.0, 1.0)
-    if bytes_in and input_range is None:
-        notes = (f"8-bit data of {', '.join(bytes_in)} was mapped from 0..255 to [0, 1]; input_range changes that",)
-    affine = _affine(wanted, preprocessing)
-
-    def standard(batch: Arrays) -> Arrays:
-        ready = _mapped(batch, bytes_in, low_high)
-        for name, (mean, inverse) in affine.items():
-            ready[name] -= mean
-            ready[name] *= inverse
-        return ready
-
-    return standard, notes
-
-
-def _mapped(batch: Arrays, names: list[str], low_high: tuple[float, float]) -> Arrays:
-    ready = _as_float(batch)
-    low, high = low_high
-    for name in names:
-        ready[name] *= np.float32((high - low) / 255.0)
-        if low:
-            ready[name] += np.float32(low)
-    return ready
-
-
-def _named_result(result: Any, wanted: Signature) -> Arrays:
-    if isinstance(result, Mapping):
-        if set(result) != set(wanted.shapes):
-            raise CalibrationError(
-                f"preprocessing returned {', '.join(map(str, result))}; the model's inputs are {', '.join(wanted.shapes)}"
-            )
-        return {name: np.asarray(result[name]) for name in wanted.shapes}
-    return {wanted.only("one array, returned by preprocessing,"): np.asarray(result)}
-
-
-def _affine(wanted: Signature, preprocessing: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and 1 / std of each input, shaped for broadcasting."""
-    if preprocessing is None:
-        return {}
-    if not isinstance(preprocessing, Mapping):
-        raise CalibrationError(
-            f"preprocessing is {type(preprocessing).__name__}; a callable, or a dict with mean and std, or one such dict per input"
-        )
-    if set(preprocessing) <= {"mean", "std"}:
-        preprocessing = {
-            name: preprocessing for name, shape in wanted.shapes.items() if len(shape) > 2 or len(wanted.shapes) == 1
-        }
-    unknown = [str(name) for name in preprocessing if name not in wanted.shapes]
-    if unknown:
-        raise CalibrationError(
-            f"preprocessing names {', '.join(unknown)}; allowed are mean, std, {', '.join(wanted.shapes)}"
-        )
-    return {name: _channel_affine(name, wanted.shapes[name], options) for name, options in preprocessing.items()}
-
-
-def _channel_affine(name: str, shape: tuple[int, ...], options: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    result = []
-    axis = len(shape) - 1 if len(shape) == 4 and shape[1] not in CHANNELS and shape[3] in CHANNELS else 1
-    for key, default in (("mean", 0.0), ("std", 1.0)):
-        value = np.asarray(options.get(key, default), np.float32).reshape(-1)
-        if not np.isfinite(value).all() or (key == "std" and (value <= 0).any()):
-            raise CalibrationError(
-                f"{key} of preprocessing is {value.tolist()}; finite{', positive' * (key == 'std')}", where=name
-            )
-        if value.size not in (1, shape[axis] if len(shape) > 1 else 1):
-            raise CalibrationError(f"{key} has {value.size} values, the input has {shape[axis]} channels", where=name)
-        wide = [1] * len(shape)
-        wide[axis if len(shape) > 1 else 0] = value.size
-        result.append(value.reshape(wide))
-    return result[0], np.float32(1.0) / result[1]
+    return CalibrationSet(arrays, signature, batch=batch, prepare=as_float, notes=(note,), is_synthetic=True)
 
 
 def _natural_noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """float32[shape], mean 0 and standard deviation 1: 1/f noise over the last two axes (of NCHW or NHWC), plain Gaussian for flat inputs."""
+    """float32[shape], mean 0 and standard deviation 1: 1/f noise over height and width, Gaussian if flat."""
     noise = rng.standard_normal(shape, dtype=np.float32)
     if len(shape) == 4:
         spatial = (1, 2) if shape[3] in CHANNELS and shape[1] not in CHANNELS else (2, 3)

@@ -1,8 +1,9 @@
-"""Whatever a user hands in as calibration data, as arrays that can be indexed: `{input name: array-like [samples, ...]}`.
+"""Whatever a user hands in as calibration data, as arrays that can be indexed: `{input name: array [samples, ...]}`.
 
-Arrays and memory-mapped files are used where they are. Everything that can only be walked through (iterators, generators, data loaders, lists, folders of
-images) is walked once and spooled: kept in memory while small, in an unlinked temporary file from `SPOOL_BYTES` on, so that memory does
-not grow with the number of samples and every later pass sees the same samples in the same order.
+Arrays and memory-mapped files are used where they are. Everything that can only be walked through (iterators,
+generators, data loaders, lists, folders of images) is walked once and spooled: kept in memory while small, in an
+unlinked temporary file from `SPOOL_BYTES` on, so that memory does not grow with the number of samples and every later
+pass sees the same samples in the same order.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Signature:
     shapes : mapping of str to tuple of int
         Input name to shape in the model, batch axis included.
     is_raw : bool
-        The data goes through the user's own preprocessing first: its shapes are not the model's, only their rank is trusted.
+        The data goes through the user's own preprocessing first: its shapes are not the model's, only their rank is
+        trusted.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -64,7 +66,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def open_source(source: Any, signature: Signature, limit: int | None) -> Arrays:
-    """Arrays [samples, ...] for every input; shapes and types are checked by the caller except where samples must be told from batches.
+    """Arrays [samples, ...] for every input, of checked type and (unless the signature is raw) shape.
 
     Raises
     ------
@@ -82,8 +84,8 @@ def open_source(source: Any, signature: Signature, limit: int | None) -> Arrays:
         source = source()
     if not isinstance(source, Iterable):
         raise CalibrationError(
-            f"{type(source).__name__} is no calibration data; allowed are arrays, dicts of arrays, lists, iterators, generator "
-            "functions, data loaders, .npy and .npz files, and folders of images"
+            f"{type(source).__name__} is no calibration data; allowed are arrays, dicts of arrays, lists, iterators, "
+            "generator functions, data loaders, .npy and .npz files, and folders of images"
         )
     return _spool(_items(source, signature), signature, limit)
 
@@ -98,8 +100,10 @@ def check_shape(array: np.ndarray, name: str, shape: tuple[int, ...]) -> None:
 
     Parameters
     ----------
-    array : [samples, ...]
+    array : ndarray
+        [samples, ...].
     name : str
+        The input.
     shape : tuple of int
         The input's shape in the model, batch axis included.
 
@@ -169,7 +173,7 @@ def check_counts(arrays: Arrays) -> Arrays:
     return arrays
 
 
-# --- files ------------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def _open_path(path: Path, signature: Signature, limit: int | None) -> Arrays:
@@ -212,7 +216,7 @@ def _open_npz(path: Path, signature: Signature, limit: int | None) -> Arrays:
     return check_counts(arrays)
 
 
-# --- things that can only be walked through -------------------------------------------------------------------------------------
+# --- things that can only be walked through ---------------------------------------------------------------------------
 
 
 def _items(source: Iterable[Any], signature: Signature) -> Iterator[Arrays]:
@@ -302,4 +306,7 @@ class _Spool:
             return np.concatenate(self.parts)
         self.file.flush()
         with self.file:
-            return np.memmap(self.file, self.dtype, mode="r", shape=(self.count, *self.shape))
+            mapped: np.ndarray = np.memmap(
+                self.file, dtype=self.dtype or np.float32, mode="r", shape=(self.count, *self.shape)
+            )
+        return mapped

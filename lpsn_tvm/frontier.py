@@ -7,8 +7,8 @@
             ...                                # gather statistics of the layer's input
         interpreter.set_params(layer.name, weight, bias)
 
-Only the values that later steps still read are held; nothing in between survives its batch. A step runs once, with the parameters of that moment: changing
-a layer after the cut has passed it changes nothing here.
+Only the values that later steps still read are held; nothing in between survives its batch. A step runs once, with the
+parameters of that moment: changing a layer after the cut has passed it changes nothing here.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Frontier:
     dtype : torch.dtype
         float32, or float16 to hold twice as many samples (computation stays float32).
     transform : callable (name, tensor) -> tensor, optional
-        Applied to every input and every value as it is produced: a fake-quantized prefix. The attribute may be replaced at any time.
+        Applied to every input and every value as it is produced: a fake-quantized prefix. The attribute may be replaced
+        at any time.
 
     Raises
     ------
@@ -74,7 +75,7 @@ class Frontier:
         if not self._values:
             raise CalibrationError("no calibration samples to evaluate the network on")
 
-    # --- size -----------------------------------------------------------------------------------------------------------------
+    # --- size ---------------------------------------------------------------------------------------------------------
 
     @staticmethod
     def max_samples(
@@ -138,7 +139,7 @@ class Frontier:
                 f"{self.memory_budget >> 20} MiB; about {fits} samples fit (see Frontier.max_samples)"
             )
 
-    # --- walking --------------------------------------------------------------------------------------------------------------
+    # --- walking ------------------------------------------------------------------------------------------------------
 
     def advance(self, name: str, progress: Progress | None = None) -> None:
         """Computes, batch by batch, what is needed until variable `name` exists; drops what no later step reads.
@@ -149,7 +150,8 @@ class Frontier:
         ----------
         name : str
             A variable that is held, or not computed yet.
-        progress : callable (batches done, batches), optional
+        progress : callable, optional
+            Called with (batches done, batches).
 
         Raises
         ------
@@ -204,7 +206,7 @@ class Frontier:
 
         return self.interpreter.run(values, fetch=names, transform=None if transform is None else once)
 
-    # --- surgery --------------------------------------------------------------------------------------------------------------
+    # --- surgery ------------------------------------------------------------------------------------------------------
 
     def fork(self, interpreter: TorchInterpreter | None = None) -> Frontier:
         """A second frontier at the same cut; tensors are shared (none is ever changed in place), so this is cheap."""

@@ -54,8 +54,8 @@ def image_layout(shape: tuple[int, ...], where: str) -> tuple[bool, int, int, in
     if len(shape) == 3 and shape[2] in CHANNELS:
         return True, shape[2], shape[0], shape[1]
     raise CalibrationError(
-        f"a folder of images cannot feed an input of shape {shape}: channels must be {' or '.join(map(str, CHANNELS))}, "
-        "first (NCHW) or last (NHWC)",
+        f"a folder of images cannot feed an input of shape {shape}: "
+        f"channels must be {' or '.join(map(str, CHANNELS))}, first (NCHW) or last (NHWC)",
         where=where,
     )
 
@@ -63,12 +63,13 @@ def image_layout(shape: tuple[int, ...], where: str) -> tuple[bool, int, int, in
 def load_image(path: Path, shape: tuple[int, ...], where: str) -> np.ndarray:
     """Decodes one image for a model input.
 
-    The image is turned as its EXIF says, converted to the model's channels, resized (bilinear, antialiased) until it just covers
-    the model's height and width with its aspect ratio kept, and cropped in the middle.
+    The image is turned as its EXIF says, converted to the model's channels, resized (bilinear, antialiased) until it
+    just covers the model's height and width with its aspect ratio kept, and cropped in the middle.
 
     Parameters
     ----------
     path : Path
+        Any format that Pillow reads.
     shape : tuple of int
         One sample's shape, without the batch axis.
     where : str

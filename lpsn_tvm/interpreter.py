@@ -3,10 +3,11 @@
     interpreter = TorchInterpreter(canonicalize(mod))
     logits = interpreter.run({"input": images})["logits"]
 
-The function is translated once into `Step`s; nothing of TVM is touched while they run. Weights of layers live in `params` and may be changed between runs.
+The function is translated once into `Step`s; nothing of TVM is touched while they run. Weights of layers live in
+`params` and may be changed between runs.
 
-Batch: the graph is traced with one batch size (usually 1), `run` takes any. Reshapes carry the real batch over (`lpsn_tvm.interpreter_shapes`), and with
-it channels that a layer before a flatten has lost.
+Batch: the graph is traced with one batch size (usually 1), `run` takes any. Reshapes carry the real batch over
+(`lpsn_tvm.interpreter_shapes`), and with it channels that a layer before a flatten has lost.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Step:
     inputs : tuple of str
         Variable names, or `Constant` keys. Weight and bias of a layer are not among them: they are `params[layer]`.
     attrs : dict
-        The call's attributes and its non-tensor operands (`min`, `max` of clip; `axes`, `begin`, `end`, `strides` of strided_slice).
+        The call's attributes and its non-tensor operands (`min`, `max` of clip; `axes`, `begin`, `end`, `strides` of
+        strided_slice).
     shape : tuple of int
         Traced shape of the result.
     layer : str or None
@@ -68,7 +70,7 @@ class Step:
 
 @dataclass(frozen=True)
 class _Schedule:
-    """What one call of `run` does: (step, bias step to be computed with it or None, values that are dead afterwards)."""
+    """What one call of `run` does: (step, bias step computed with it or None, values that are dead afterwards)."""
 
     entries: tuple[tuple[Step, Step | None, tuple[str, ...]], ...]
 
@@ -127,7 +129,7 @@ class TorchInterpreter:
         self.useful = tuple(self.needed(self.outputs, self.inputs))
         self._schedules: dict[tuple[frozenset[str], frozenset[str]], _Schedule] = {}
 
-    # --- translation ----------------------------------------------------------------------------------------------------------
+    # --- translation --------------------------------------------------------------------------------------------------
 
     def _tensor(self, value: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(value)).to(self.device)
@@ -166,7 +168,7 @@ class TorchInterpreter:
         node = Node(name, op, attrs, shapes, self.shapes[name])
         return Step(name, op, tuple(inputs), attrs, self.shapes[name], layer, FACTORIES[op](node))
 
-    # --- structure ------------------------------------------------------------------------------------------------------------
+    # --- structure ----------------------------------------------------------------------------------------------------
 
     def consumers(self, name: str) -> tuple[str, ...]:
         """Names of the steps that read `name`, in execution order."""
@@ -202,7 +204,7 @@ class TorchInterpreter:
             torch.as_tensor(bias, dtype=torch.float32, device=self.device).reshape(-1),
         )
 
-    # --- running --------------------------------------------------------------------------------------------------------------
+    # --- running ------------------------------------------------------------------------------------------------------
 
     def run(
         self, feeds: Mapping[str, Any], fetch: Iterable[str] | None = None, transform: Transform | None = None
@@ -212,12 +214,14 @@ class TorchInterpreter:
         Parameters
         ----------
         feeds : mapping of str to ndarray or Tensor
-            Function inputs, or any intermediate variables; what is not reachable from `fetch` through them is not computed.
+            Function inputs, or any intermediate variables; what is not reachable from `fetch` through them is not
+            computed.
         fetch : iterable of str, optional
             Variables to return; the function's outputs by default.
         transform : callable (name, tensor) -> tensor, optional
-            Sees every function input that is fed and every tensor that is produced, and says what the consumers get (observers, fake quantization).
-            The sum before the bias (`<layer>.acc`) is computed together with the bias and not shown, unless it is fetched or read elsewhere.
+            Sees every function input that is fed and every tensor that is produced, and says what the consumers get
+            (observers, fake quantization). The sum before the bias (`<layer>.acc`) is computed together with the bias
+            and not shown, unless it is fetched or read elsewhere.
 
         Returns
         -------

@@ -1,108 +1,29 @@
 """One small torch function per Relax operator.
 
-A factory is called once per graph node, when the interpreter is built: it reads the node's attributes (`Node`) and returns the function that is called
-with tensors. Nothing of TVM is touched while the network runs. Values of the graph have the batch in axis 0; the batch at run time may differ from the
-traced one, and layers may have lost channels, so functions read extents from their operands. Only reshape has targets that were
-traced: see `lpsn_tvm.interpreter_shapes`.
+A factory is called once per graph node, when the interpreter is built: it reads the node's attributes (`Node`) and
+returns the function that is called with tensors. Nothing of TVM is touched while the network runs. Values of the graph
+have the batch in axis 0; the batch at run time may differ from the traced one, and layers may have lost channels, so
+functions read extents from their operands. Only reshape has targets that were traced: see
+`lpsn_tvm.interpreter_shapes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from lpsn_tvm.errors import UnsupportedOpError
+from lpsn_tvm.interpreter_elementwise import ELEMENTWISE
+from lpsn_tvm.interpreter_layers import conv2d, conv2d_transpose, matmul
+from lpsn_tvm.interpreter_node import Function, Node
 from lpsn_tvm.interpreter_pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from lpsn_tvm.interpreter_resize import resize2d
 from lpsn_tvm.interpreter_shapes import broadcast_to, concat, flatten, reshape, strided_slice
 
 Tensor = torch.Tensor
-Function = Callable[..., Tensor]
-
-
-@dataclass(frozen=True)
-class Node:
-    """What a factory may know of a node: `attrs`, the traced shapes of its operands and of its result."""
-
-    name: str
-    op: str
-    attrs: dict[str, Any]
-    in_shapes: tuple[tuple[int, ...], ...]
-    shape: tuple[int, ...]
-
-    def refuse(self, why: str) -> UnsupportedOpError:
-        """The error for a variant of an operator that this interpreter does not evaluate."""
-        return UnsupportedOpError(f"operator {self.op}: {why}", where=self.name)
-
-
-def symmetric_padding(x: Tensor, padding: tuple[int, ...]) -> tuple[Tensor, tuple[int, int]]:
-    """Pads `x` with zeros where (top, left, bottom, right) is lopsided; returns the padding that is left for the operator."""
-    top, left, bottom, right = padding
-    if top == bottom and left == right:
-        return x, (top, left)
-    return functional.pad(x, (left, right, top, bottom)), (0, 0)
-
-
-def _four(padding: tuple[int, ...]) -> tuple[int, ...]:
-    values = tuple(padding)
-    return values if len(values) == 4 else values * 2 if len(values) == 2 else values * 4
-
-
-def _check_layouts(node: Node, data: str = "NCHW", kernel: str | None = None) -> None:
-    found = node.attrs.get("data_layout", node.attrs.get("layout", data))
-    if found != data:
-        raise node.refuse(f"data layout {found}; only {data} is evaluated")
-    if kernel is not None and node.attrs.get("kernel_layout", kernel) != kernel:
-        raise node.refuse(f"kernel layout {node.attrs['kernel_layout']}; only {kernel} is evaluated")
-
-
-def _conv2d(node: Node) -> Function:
-    _check_layouts(node, kernel="OIHW")
-    padding = _four(node.attrs["padding"])
-    strides, dilation, groups = node.attrs["strides"], node.attrs["dilation"], int(node.attrs["groups"])
-    in_channels = node.in_shapes[0][1]
-    is_depthwise = groups > 1 and groups == in_channels
-
-    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        x, rest = symmetric_padding(x, padding)
-        # A depthwise layer that lost channels has as many groups as it has channels left.
-        return functional.conv2d(x, weight, bias, strides, rest, dilation, x.shape[1] if is_depthwise else groups)
-
-    return run
-
-
-def _conv2d_transpose(node: Node) -> Function:
-    _check_layouts(node, kernel="IOHW")
-    top, left, bottom, right = _four(node.attrs["padding"])
-    strides, dilation, groups = node.attrs["strides"], node.attrs["dilation"], int(node.attrs["groups"])
-    extra = tuple(node.attrs["output_padding"])
-    is_depthwise = groups > 1 and groups == node.in_shapes[0][1]
-    # torch's output_padding must be smaller than stride or dilation, and its padding is symmetric: compute the full output and cut it, if need be.
-    is_plain = (top, left) == (bottom, right) and all(
-        e == 0 or e < max(s, d) for e, s, d in zip(extra, strides, dilation, strict=True)
-    )
-
-    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        count = x.shape[1] if is_depthwise else groups
-        if is_plain:
-            return functional.conv_transpose2d(x, weight, bias, strides, (top, left), extra, count, dilation)
-        full = functional.conv_transpose2d(x, weight, None, strides, (0, 0), (0, 0), count, dilation)
-        full = functional.pad(full, (-left, extra[1] - right, -top, extra[0] - bottom))
-        return full if bias is None else full + bias.reshape(1, -1, 1, 1)
-
-    return run
-
-
-def _matmul(_: Node) -> Function:
-    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        out = torch.matmul(x, weight)
-        return out if bias is None else out + bias
-
-    return run
+__all__ = ["FACTORIES", "Function", "Node"]
 
 
 def _plain(function: Function) -> Callable[[Node], Function]:
@@ -298,22 +219,11 @@ def _stack(node: Node) -> Function:
     return lambda *tensors: torch.stack(tensors, dim=axis)
 
 
-_ELEMENTWISE: dict[str, Function] = {
-    "add": torch.add, "subtract": torch.sub, "multiply": torch.mul, "divide": torch.div, "maximum": torch.maximum, "minimum": torch.minimum,
-    "power": torch.pow, "floor_divide": torch.floor_divide, "mod": torch.remainder, "floor_mod": torch.remainder, "exp": torch.exp, "log": torch.log,
-    "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "negative": torch.neg, "abs": torch.abs, "sign": torch.sign, "floor": torch.floor, "ceil": torch.ceil,
-    "round": torch.round, "square": torch.square, "erf": torch.erf, "sin": torch.sin, "cos": torch.cos, "tan": torch.tan, "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid, "nn.relu": torch.relu, "nn.gelu": functional.gelu, "nn.silu": functional.silu, "nn.selu": functional.selu,
-    "nn.gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"), "nn.dropout": lambda x: x, "where": torch.where, "less": torch.lt,
-    "less_equal": torch.le, "greater": torch.gt, "greater_equal": torch.ge, "equal": torch.eq, "not_equal": torch.ne,
-    "logical_and": torch.logical_and, "logical_or": torch.logical_or, "logical_not": torch.logical_not, "nn.batch_flatten": lambda x: x.flatten(1),
-}  # fmt: skip
-
 FACTORIES: dict[str, Callable[[Node], Function]] = {
-    **{f"relax.{name}": _plain(function) for name, function in _ELEMENTWISE.items()},
-    "relax.nn.conv2d": _conv2d,
-    "relax.nn.conv2d_transpose": _conv2d_transpose,
-    "relax.matmul": _matmul,
+    **{f"relax.{name}": _plain(function) for name, function in ELEMENTWISE.items()},
+    "relax.nn.conv2d": conv2d,
+    "relax.nn.conv2d_transpose": conv2d_transpose,
+    "relax.matmul": matmul,
     "relax.clip": _clip,
     "relax.nn.leakyrelu": _leaky_relu,
     "relax.nn.prelu": _prelu,

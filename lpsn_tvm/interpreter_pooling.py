@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn import functional
+
+from lpsn_tvm.interpreter_node import Node
 
 Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
 class _Geometry:
-    """Window geometry; `padding` is (top, left, bottom, right) as given, `needed` the same with the last two as the traced output needs them."""
+    """Window geometry.
+
+    `padding` is (top, left, bottom, right) as given; `needed` has the last two as the traced output needs them.
+    """
 
     kernel: tuple[int, int]
     strides: tuple[int, int]
@@ -24,7 +28,7 @@ class _Geometry:
     is_native: bool
 
 
-def _geometry(node: Any) -> _Geometry:
+def _geometry(node: Node) -> _Geometry:
     if node.attrs.get("layout", "NCHW") != "NCHW":
         raise node.refuse(f"data layout {node.attrs['layout']}; only NCHW is evaluated")
     kernel, strides = tuple(node.attrs["pool_size"]), tuple(node.attrs["strides"])
@@ -46,7 +50,7 @@ def _padded(x: Tensor, padding: tuple[int, int, int, int], value: float) -> Tens
     return functional.pad(x, (left, right, top, bottom), value=value)
 
 
-def max_pool2d(node: Any) -> Callable[..., Tensor]:
+def max_pool2d(node: Node) -> Callable[..., Tensor]:
     """Maximum over windows; padding is minus infinity."""
     g = _geometry(node)
 
@@ -58,8 +62,8 @@ def max_pool2d(node: Any) -> Callable[..., Tensor]:
     return run
 
 
-def avg_pool2d(node: Any) -> Callable[..., Tensor]:
-    """Average over windows; explicit padding counts if `count_include_pad`, what hangs over because of `ceil_mode` never does."""
+def avg_pool2d(node: Node) -> Callable[..., Tensor]:
+    """Average over windows; padding counts if `count_include_pad`, what hangs over (`ceil_mode`) never does."""
     g = _geometry(node)
     if g.dilation != (1, 1):
         raise node.refuse("dilated average pooling")
@@ -81,7 +85,7 @@ def avg_pool2d(node: Any) -> Callable[..., Tensor]:
     return run
 
 
-def adaptive_avg_pool2d(node: Any) -> Callable[..., Tensor]:
+def adaptive_avg_pool2d(node: Node) -> Callable[..., Tensor]:
     """Average over the regions that torch and TVM both define: from floor(i * H / OH) to ceil((i + 1) * H / OH)."""
-    size = tuple(node.shape[2:])
+    size = (node.shape[2], node.shape[3])
     return lambda x: functional.adaptive_avg_pool2d(x, size)

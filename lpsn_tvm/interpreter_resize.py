@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
+
+from lpsn_tvm.interpreter_node import Node
 
 Tensor = torch.Tensor
 
@@ -44,7 +45,7 @@ def nearest_indices(position: np.ndarray, size: int, rounding: str, mode: str) -
         "floor": lambda p: np.floor(p + 1e-5),
         "ceil": lambda p: np.ceil(p - 1e-5),
     }
-    return np.clip(rules[rounding](position), 0, size - 1).astype(np.int64)
+    return np.asarray(np.clip(rules[rounding](position), 0, size - 1), np.int64)
 
 
 def interpolation_matrix(
@@ -54,7 +55,8 @@ def interpolation_matrix(
     base = np.floor(position).astype(np.int64)
     t = (position - base).astype(np.float64)
     if method == "linear":
-        offsets, weights = (0, 1), [1 - t, t]
+        offsets: tuple[int, ...] = (0, 1)
+        weights = [1 - t, t]
     else:
         offsets = (-1, 0, 1, 2)
         weights = [
@@ -74,7 +76,7 @@ def interpolation_matrix(
     return matrix.astype(np.float32)
 
 
-def resize2d(node: Any) -> Callable[..., Tensor]:
+def resize2d(node: Node) -> Callable[..., Tensor]:
     """Nearest, linear or cubic resize of NCHW data."""
     attrs = node.attrs
     if attrs.get("layout", "NCHW") != "NCHW":

@@ -1,7 +1,8 @@
 """Operators that move data, batch-polymorphic.
 
-The graph was traced with one batch size and is run with others, and layers before a reshape may have lost channels. `adapted_shape` carries a traced
-reshape over to the real operand by these rules, on runs of axes that multiply to the same number:
+The graph was traced with one batch size and is run with others, and layers before a reshape may have lost channels.
+`adapted_shape` carries a traced reshape over to the real operand by these rules, on runs of axes that multiply to the
+same number:
 
 1. one axis to one axis: the real extent;
 2. several axes to one (flatten): the product of the real extents;
@@ -9,16 +10,18 @@ reshape over to the real operand by these rules, on runs of axes that multiply t
 4. to several axes of which all but one are 1: the product goes to that one;
 5. to several axes, and only the batch changed: the first extent scales with the batch (it is the outermost in memory).
 
-Anything else (channels lost before a channel shuffle, say) is an error: such graphs are rebuilt when channels are removed.
+Anything else (channels lost before a channel shuffle, say) is an error: such graphs are rebuilt when channels are
+removed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any
 
 import torch
+
+from lpsn_tvm.interpreter_node import Node
 
 Tensor = torch.Tensor
 Shape = tuple[int, ...]
@@ -44,7 +47,7 @@ def axis_runs(source: Shape, target: Shape) -> list[tuple[range, range]]:
 
 
 def adapted_shape(source: Shape, target: Shape, real: Sequence[int]) -> Shape | None:
-    """The target of a reshape traced as source -> target, for an operand of shape `real`; None where that is not defined."""
+    """The target of a reshape traced as source -> target, for an operand of shape `real`; None where not defined."""
     if tuple(real) == source:
         return target
     result: list[int] = []
@@ -70,7 +73,7 @@ def adapted_shape(source: Shape, target: Shape, real: Sequence[int]) -> Shape | 
     return tuple(result)
 
 
-def reshape(node: Any) -> Callable[[Tensor], Tensor]:
+def reshape(node: Node) -> Callable[[Tensor], Tensor]:
     """Row-major reshape, batch-polymorphic; rules in the module's docstring."""
     source, target = node.in_shapes[0], node.shape
 
@@ -83,12 +86,12 @@ def reshape(node: Any) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def flatten(node: Any) -> Callable[[Tensor], Tensor]:
+def flatten(node: Node) -> Callable[[Tensor], Tensor]:
     """All axes into one."""
     return lambda x: x.reshape(-1)
 
 
-def broadcast_to(node: Any) -> Callable[[Tensor], Tensor]:
+def broadcast_to(node: Node) -> Callable[[Tensor], Tensor]:
     """Expands axes of extent 1; an axis that was traced with its final extent keeps its real one."""
     source, target = node.in_shapes[0], node.shape
     new = len(target) - len(source)
@@ -96,7 +99,7 @@ def broadcast_to(node: Any) -> Callable[[Tensor], Tensor]:
     return lambda x: x.expand(sizes)
 
 
-def concat(node: Any) -> Callable[..., Tensor]:
+def concat(node: Node) -> Callable[..., Tensor]:
     """Concatenation; an operand that does not depend on the inputs (batch 1) is repeated over the batch."""
     axis = int(node.attrs.get("axis") or 0) % len(node.shape)
 
@@ -109,7 +112,7 @@ def concat(node: Any) -> Callable[..., Tensor]:
     return run
 
 
-def strided_slice(node: Any) -> Callable[[Tensor], Tensor]:
+def strided_slice(node: Node) -> Callable[[Tensor], Tensor]:
     """`x[begin:end:stride]` along axes, negative strides too; a slice up to the traced end goes to the real end."""
     shape = node.in_shapes[0]
     attrs = node.attrs

@@ -16,8 +16,8 @@ VIEWS = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
 ELEMENTWISE = tuple(
     f"relax.{name}"
     for name in (
-        "add", "subtract", "multiply", "divide", "maximum", "minimum", "clip", "sigmoid", "tanh", "exp", "negative", "nn.relu",
-        "nn.leakyrelu", "nn.prelu", "nn.silu", "nn.gelu",
+        "add", "subtract", "multiply", "divide", "maximum", "minimum", "clip", "sigmoid", "tanh", "exp", "negative",
+        "nn.relu", "nn.leakyrelu", "nn.prelu", "nn.silu", "nn.gelu",
     )
 )  # fmt: skip
 """Operators that a compiler fuses into what produced their operand."""
@@ -44,15 +44,16 @@ def activation_elements(mod: tvm.IRModule) -> int:
 def peak_activation_elements(mod: tvm.IRModule) -> int:
     """Most elements that are alive at once when operators run in order and every value is freed after its last use.
 
-    Inputs count until they are read for the last time, outputs until the end; an operator's operands and result are alive
-    together. What a compiler fuses takes no memory of its own: an element-wise result takes the place of an operand of the
-    same shape that nobody reads any more (sum and bias, ReLU, residual sum), reshapes are views.
+    Inputs count until they are read for the last time, outputs until the end; an operator's operands and result are
+    alive together. What a compiler fuses takes no memory of its own: an element-wise result takes the place of an
+    operand of the same shape that nobody reads any more (sum and bias, ReLU, residual sum), reshapes are views.
     """
     parameters = [p.name for p in mod["main"].params]
     readers = Counter(name for _, value in bindings(mod) for name in variables_of(value))
     sizes = {p.name: prod(shape_of(p)) for p in mod["main"].params}
     home: dict[str, str] = {name: name for name in parameters}
-    # Reads still to come of every piece of memory, by all variables that live in it; the caller reads its inputs for ever.
+    # Reads still to come of every piece of memory, by all variables that live in it; the caller reads its inputs for
+    # ever.
     pending = Counter({name: readers[name] + 1 for name in parameters})
     used: list[set[str]] = []
     for var, value in bindings(mod):

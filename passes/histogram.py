@@ -19,8 +19,8 @@ Float64 = npt.NDArray[np.float64]
 class Histogram:
     """Counts in at most `BINS` bins whose width is a power of two and whose edges are multiples of it.
 
-    When a value falls outside, the width doubles until all fit: two old bins make exactly one new bin, nothing is estimated anew. Exact
-    zeros (half of a ReLU's output) are counted apart: they quantize without error.
+    When a value falls outside, the width doubles until all fit: two old bins make exactly one new bin, nothing is
+    estimated anew. Exact zeros (half of a ReLU's output) are counted apart: they quantize without error.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,10 @@ def squared_error(values: Float64, weights: Float64, params: QuantParams) -> flo
 
 
 def kl_divergence(centers: Float64, counts: Float64, params: QuantParams) -> float:
-    """KL(P || Q): P the histogram with what is clipped piled up at the ends, Q each level's mass spread over its non-empty bins."""
+    """KL(P || Q).
+
+    P is the histogram with what is clipped piled up at the ends, Q each level's mass spread over its non-empty bins.
+    """
     scale = float(params.scale)
     level = np.rint(centers / scale) + params.zero_point
     inside = (level >= params.qmin) & (level <= params.qmax)

@@ -11,15 +11,15 @@
 | mse | the clipping that quantizes the values seen with the least squared error, at the given bits |
 | entropy | the clipping whose quantized histogram is nearest to the values seen in Kullback-Leibler divergence |
 
-A tensor that is never negative has low = 0 exactly, whatever the kind. Statistics other than minimum and maximum come from at most
-`histogram.SAMPLES` values per batch, taken at a fixed stride.
+A tensor that is never negative has low = 0 exactly, whatever the kind. Statistics other than minimum and maximum come
+from at most `histogram.SAMPLES` values per batch, taken at a fixed stride.
 
 Source: Zhang et al., Applied Sciences 2022, 12(15), 7829 (minmax); Migacz, GTC 2017 (entropy).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from math import log2
 from typing import Any, Literal
 
@@ -38,15 +38,16 @@ MIN_SCALE, MAX_SCALE = 2.0**-40, 2.0**122
 """Scales stay where products and quotients of a few of them are normal float32 numbers."""
 
 
-# --- from a range to parameters -------------------------------------------------------------------------------------------------
+# --- from a range to parameters ---------------------------------------------------------------------------------------
 
 
 def params_from_range(low: float, high: float, bits: int, scheme: QuantScheme) -> QuantParams:
     """Per-tensor quantization parameters that hold [low, high].
 
-    Zero is always representable exactly. Asymmetric: scale = (high - low) / (2**bits - 1), the zero point is an integer within the range.
-    Symmetric: scale = max(|low|, |high|) / (2**(bits - 1) - 1), zero point 0 (unsigned containers: the middle, or 0 if low is 0). Power-of-two
-    schemes round the scale up. An empty range [0, 0] gets the scale of [0, 1].
+    Zero is always representable exactly. Asymmetric: scale = (high - low) / (2**bits - 1), the zero point is an integer
+    within the range. Symmetric: scale = max(|low|, |high|) / (2**(bits - 1) - 1), zero point 0 (unsigned containers:
+    the middle, or 0 if low is 0). Power-of-two schemes round the scale up. An empty range [0, 0] gets the scale of [0,
+    1].
 
     Parameters
     ----------
@@ -94,7 +95,7 @@ def _valid_scale(scale: float, power_of_two: bool) -> float:
     return float(np.float32(scale))
 
 
-# --- observers ----------------------------------------------------------------------------------------------------------------
+# --- observers --------------------------------------------------------------------------------------------------------
 
 
 class Observer:
@@ -296,7 +297,8 @@ def observe(
         No batches, or a variable is not finite; names it.
     """
     observers = {name: make_observer(kind) for name in names}
-    # The sum before a bias is only shown to a transform when it is asked for; the last values are fetched, everything else dies on the way.
+    # The sum before a bias is only shown to a transform when it is asked for; the last values are fetched, everything
+    # else dies on the way.
     fetch = _last_needed(interpreter, observers)
 
     def look(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -307,7 +309,7 @@ def observe(
                 raise QuantizeError(str(error), where=name) from error
         return tensor
 
-    total = len(batches) if hasattr(batches, "__len__") else 0
+    total = len(batches) if isinstance(batches, Sized) else 0
     size = int(getattr(batches, "batch", 1))
     done = 0
     for feeds in batches:
@@ -321,7 +323,7 @@ def observe(
 
 
 def _last_needed(interpreter: TorchInterpreter, names: Iterable[str]) -> tuple[str, ...]:
-    """The variables among `names` that no other one of `names` depends on, and sums before a bias: fetching these computes them all."""
+    """Those of `names` that no other one depends on, and sums before a bias: fetching these computes them all."""
     names = list(names)
     wanted = set(names)
     inner: set[str] = set()

@@ -132,7 +132,7 @@ def test_unknown_operator_is_named() -> None:
 
 def test_missing_and_unknown_feeds_are_named() -> None:
     interpreter, x = classifier()
-    with pytest.raises(ModelError, match="input.*not fed"):
+    with pytest.raises(ModelError, match=r"input.*not fed"):
         interpreter.run({"pool": np.zeros((1, 8, 1, 1), np.float32)}, fetch=["conv2"])
     with pytest.raises(CalibrationError, match="image"):
         interpreter.run({"image": x})

@@ -1,4 +1,4 @@
-"""Every operator of the interpreter against ONNX Runtime: ONNX -> import -> canonical form -> torch, with another batch than the traced one."""
+"""Every operator against ONNX Runtime: ONNX -> import -> canonical form -> torch, another batch than the traced one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def i64(*values: int) -> np.ndarray:
 def model_of(
     op: str, shape: tuple[int, ...], operands: tuple[Any, ...], attrs: dict[str, Any], opset: int = 17
 ) -> onnx.ModelProto:
-    """One node between an input (whose batch is a symbol) and an output; operands None are left out, "x" is the input again."""
+    """One node between an input (whose batch is a symbol) and an output; None is left out, "x" is the input again."""
     names, constants = ["x"], []
     for index, value in enumerate(operands):
         if value is None or isinstance(value, str):
@@ -67,7 +67,9 @@ CASES: dict[str, tuple[str, tuple[int, ...], tuple[Any, ...], dict[str, Any]]] =
         "ConvTranspose", X, (f32(4, 5, 3, 3), f32(5)),
         {**CONV, "strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]},
     ),
-    "transposed lopsided": ("ConvTranspose", X, (f32(4, 5, 3, 3), f32(5)), {**CONV, "strides": [2, 2], "pads": [0, 1, 1, 0]}),
+    "transposed lopsided": (
+        "ConvTranspose", X, (f32(4, 5, 3, 3), f32(5)), {**CONV, "strides": [2, 2], "pads": [0, 1, 1, 0]}
+    ),
     "transposed grouped": ("ConvTranspose", X, (f32(4, 3, 3, 3), f32(6)), {**CONV, "group": 2}),
     "transposed dilated": ("ConvTranspose", X, (f32(4, 3, 3, 3), f32(3)), {**CONV, "dilations": [2, 2]}),
     "gemm": ("Gemm", (2, 8), (f32(8, 5), f32(5)), {}),

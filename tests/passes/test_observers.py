@@ -247,7 +247,7 @@ def test_observe_computes_nothing_beyond_what_is_asked() -> None:
     interpreter = network()
     interpreter.set_params("conv2", interpreter.params["conv2"][0] * np.nan, interpreter.params["conv2"][1])
     observe(interpreter, feeds(), ["relu1"])
-    with pytest.raises(QuantizeError, match="conv2.*NaN"):
+    with pytest.raises(QuantizeError, match=r"conv2.*NaN"):
         observe(interpreter, feeds(), ["relu1", "conv2"])
     with pytest.raises(QuantizeError, match="no calibration data"):
         observe(interpreter, [], ["relu1"])

@@ -6,7 +6,8 @@
     @given(models())
     def test_something(model): ...
 
-Weights are scaled so that activations stay near unit variance. Input "input" is [1, C, H, W] float32; outputs are "output" and perhaps "output2".
+Weights are scaled so that activations stay near unit variance. Input "input" is [1, C, H, W] float32; outputs are
+"output" and perhaps "output2".
 """
 
 from __future__ import annotations
@@ -221,7 +222,8 @@ def _pool(net: Net) -> None:
     kind = c.pick(("MaxPool", "AveragePool"))
     kernel, pad = c.pick(((2, 0), (3, 1), (3, 0)))
     stride = c.pick((1, 2))
-    # A window that starts beyond the input is dropped by some implementations and kept by others: hang over only where none does.
+    # A window that starts beyond the input is dropped by some implementations and kept by others: hang over only where
+    # none does.
     hangs = (height + 2 * pad - kernel) % stride != 0
     attrs: dict[str, Any] = {"ceil_mode": int(hangs and c.integer(0, 1) and (height + pad) % stride != 0)}
     if kind == "AveragePool":
@@ -370,13 +372,12 @@ def build_model(choices: Choices, blocks: Sequence[str] = tuple(BLOCKS), max_blo
 
 
 def _finish(net: Net, outputs: list[str]) -> onnx.ModelProto:
-    nodes = [*net.nodes, *(
-        helper.make_node("Identity", [o], [f"output{i + 1 if i else ''}"], name=f"/output{i}") for i, o in enumerate(outputs)
-    )]  # fmt: skip
     # Output names by renaming would be nicer to read, an Identity also serves a network that returns its input.
+    names = [f"output{i + 1 if i else ''}" for i in range(len(outputs))]
+    identities = [helper.make_node("Identity", [o], [n], name=f"/{n}") for n, o in zip(names, outputs, strict=True)]
+    nodes = [*net.nodes, *identities]
     infos = [
-        helper.make_tensor_value_info(f"output{i + 1 if i else ''}", TensorProto.FLOAT, net.shapes[o])
-        for i, o in enumerate(outputs)
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, net.shapes[o]) for n, o in zip(names, outputs, strict=True)
     ]
     inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, net.shapes["input"])]
     graph = helper.make_graph(nodes, "random_cnn", inputs, infos, net.initializers)
