@@ -85,7 +85,7 @@ def build(
             with watch.stage(stage.name):
                 stage.run(net)
         with watch.stage("compile"):
-            compiled = backend.compile(backend.lower(net.mod), recipe.num_threads)
+            compiled = backend.compile(backend.lower(net.mod))
         artifact = Artifact(
             library=compiled.library, params=compiled.params, inputs=input_infos(imported), outputs=output_infos(imported), recipe=recipe,
             report=make_report(model_name(model), backend, net, watch.seconds), target=backend.tvm_target, cpu_features=compiled.cpu_features,
