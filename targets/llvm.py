@@ -35,7 +35,6 @@ def llvm_backend(config: Mapping[str, Any]) -> Backend:
     TargetError
         LLVM does not know the CPU.
     """
-    import tvm
     from tvm.target import codegen
 
     from lpsn_tvm.targets.compile import compile_llvm
@@ -43,22 +42,33 @@ def llvm_backend(config: Mapping[str, Any]) -> Backend:
     from lpsn_tvm.targets.llvm_rules import RULES
 
     check_versions()
-    options = dict(config)
-    if "mcpu" not in options and "mtriple" not in options:
+    # A Target that is turned into a dictionary brings these along; TVM derives them itself.
+    options = {name: value for name, value in config.items() if name not in ("keys", "tag")}
+    if any(name.startswith("fast-math") for name in options):
+        raise TargetError("fast-math changes how results are rounded, so they would differ from the reference; leave it out", where="llvm")
+    host = "mcpu" not in options and "mtriple" not in options
+    if host:
         options["mcpu"] = str(codegen.llvm_get_system_cpu())
-        absent = _absent_here(tvm.target.Target(options))
-        if absent:
-            options["mattr"] = [*options.get("mattr", []), *(f"-{name}" for name in absent)]
-    try:
-        target = tvm.target.Target(options)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise TargetError(f"TVM does not accept it: {str(error).splitlines()[-1]}", where=json.dumps(options)) from error
+    target = _target(options)
+    absent = _absent_here(target) if host else []
+    if absent:
+        options["mattr"] = [*options.get("mattr", []), *(f"-{name}" for name in absent)]
+        target = _target(options)
     if "mcpu" in options and not codegen.llvm_is_valid_cpu(options["mcpu"], options.get("mtriple", codegen.llvm_get_system_triple())):
         raise TargetError("LLVM does not know this CPU; see `llc -mcpu=help`, for example cascadelake, haswell, znver4", where=f"mcpu={options['mcpu']}")
     return Backend(
         name="llvm", tvm_target=json.dumps(options, sort_keys=True), scheme=QuantScheme(), channel_tile=CHANNEL_TILE, rules=RULES,
         geometry=isa_of(target), lowering=lower, compiler=compile_llvm,
     )
+
+
+def _target(options: Mapping[str, Any]) -> Any:
+    import tvm
+
+    try:
+        return tvm.target.Target(dict(options))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise TargetError(f"TVM does not accept it: {str(error).splitlines()[-1]}", where=json.dumps(options)) from error
 
 
 def _features(target: Any) -> set[str]:

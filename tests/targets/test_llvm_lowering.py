@@ -1,0 +1,161 @@
+"""Lowering and compilation of whole modules: dispatch, layouts at the boundaries, shared kernels, lifted constants."""
+
+import shutil
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+
+from lpsn_tvm import graph
+from lpsn_tvm.errors import CompileError
+from lpsn_tvm.passes.integer_ops import integer_call
+from lpsn_tvm.reference import run_reference
+from lpsn_tvm.runtime import set_num_threads
+from lpsn_tvm.targets import get_backend
+from lpsn_tvm.targets.compile import lift_constants, load
+
+
+class Builder:
+    """A small integer network."""
+
+    def __init__(self, shape=(1, 3, 10, 12)):
+        self.rng = np.random.default_rng(0)
+        self.x = relax.Var("x", relax.TensorType(shape, "float32"))
+        self.builder = relax.BlockBuilder()
+
+    def emit(self, name, op, tensors, **attrs):
+        return graph.emit_named(self.builder, integer_call(op, tensors, attrs), name)
+
+    def quantize(self, x, name="q"):
+        return self.emit(name, "lpsn.quantize", [x], inv_scale=40.0, zero_point=110, qmin=0, qmax=255, out_dtype="uint8")
+
+    def conv(self, name, x, out, kernel=3, residual=None, **attrs):
+        channels = graph.shape_of(x)[1]
+        groups = attrs.get("groups", 1)
+        constants = [
+            self.rng.integers(-128, 128, (out, channels // groups, kernel, kernel)).astype(np.int8),
+            self.rng.integers(-500, 500, out).astype(np.int32),
+            (self.rng.random(out) * 4e-3 / np.sqrt(channels * kernel**2)).astype(np.float32),
+        ]
+        attrs = {"strides": (1, 1), "padding": (kernel // 2,) * 4, "x_zero_point": 110, "out_zero_point": 110, **attrs}
+        tensors = [x, *map(graph.constant, constants)]
+        if residual is not None:
+            tensors.append(residual)
+            attrs.update(residual_multiplier=0.5, residual_zero_point=110)
+        return self.emit(name, "lpsn.conv2d", tensors, **attrs)
+
+    def build(self, body):
+        with self.builder.function("main", [self.x]):
+            with self.builder.dataflow():
+                output = self.builder.emit_output(body(self))
+            self.builder.emit_func_output(output)
+        return self.builder.get()
+
+
+def check(mod, target="llvm", exact=True):
+    """Compile, run, compare with the reference; returns the lowered module."""
+    backend = get_backend(target)
+    lowered = backend.lower(mod)
+    feeds = {p.name: np.random.default_rng(1).standard_normal(graph.shape_of(p)).astype(np.float32) for p in mod["main"].params}
+    got = load(backend.compile(lowered))(list(feeds.values()))
+    for value, want in zip(got, run_reference(mod, feeds).values(), strict=True):
+        if exact or want.dtype != np.float32:
+            np.testing.assert_array_equal(value, want)
+        else:
+            np.testing.assert_allclose(value, want, rtol=1e-5, atol=1e-6)
+    return lowered
+
+
+def calls(lowered):
+    return [value.args[0].name_hint for _, value in graph.bindings(lowered) if graph.op_name(value) == "relax.call_tir"]
+
+
+def residual_network(net):
+    a = net.conv("block/conv.1", net.quantize(net.x), 20)
+    b = net.conv("depthwise", a, 20, groups=20)
+    c = net.conv("project", b, 20, kernel=1, residual=a)
+    d = net.conv("again", c, 20, kernel=1, residual=b)
+    return net.conv("head", d, 5, kernel=1, out_dtype="float32")
+
+
+def test_residual_network_and_shared_kernels():
+    lowered = check(Builder().build(residual_network))
+    names = calls(lowered)
+    assert names == ["quantize", "conv2d_int8", "depthwise_int8", "conv2d_int81", "conv2d_int81", "conv2d_int82", "relayout"]
+    assert lowered["main"].ret_ty.shape.values[1] == 5
+
+
+def test_names_are_kept():
+    lowered = get_backend("llvm").lower(Builder().build(residual_network))
+    names = [var.name for var, _ in graph.bindings(lowered)]
+    assert "block/conv.1" in names and "head" in names
+
+
+def test_several_outputs_in_plain_layout():
+    def body(net):
+        q = net.quantize(net.x)
+        a = net.conv("a", q, 20)
+        return relax.Tuple([a, q, net.emit("f", "lpsn.dequantize", [a], scale=0.1, zero_point=110)])
+
+    check(Builder().build(body))
+
+
+def test_float_operators_of_relax_stay_and_get_plain_layout():
+    def body(net):
+        a = net.conv("a", net.quantize(net.x), 20)
+        f = net.emit("f", "lpsn.dequantize", [a], scale=0.1, zero_point=110)
+        s = graph.emit_named(net.builder, relax.op.sigmoid(f), "s")
+        m = graph.emit_named(net.builder, relax.op.mean(s, axis=[2], keepdims=True), "m")
+        t = graph.emit_named(net.builder, relax.op.subtract(s, m), "t")
+        return net.conv("b", net.quantize(t, "q2"), 8)
+
+    lowered = check(Builder().build(body))
+    assert calls(lowered).count("relayout") == 1
+
+
+def test_flatten_of_one_pixel_is_a_view():
+    def body(net):
+        a = net.conv("a", net.quantize(net.x), 20, kernel=3, padding=(0, 0, 0, 0))
+        r = net.emit("r", "lpsn.reshape", [a], shape=(1, 20))
+        weight = [net.rng.integers(-128, 128, (20, 7)).astype(np.int8), np.zeros(7, np.int32), np.full(7, 1e-3, np.float32)]
+        return net.emit("fc", "lpsn.dense", [r, *map(graph.constant, weight)], out_dtype="float32", x_zero_point=110)
+
+    lowered = check(Builder((1, 3, 3, 3)).build(body))
+    assert calls(lowered) == ["quantize", "conv2d_int8", "dense_int8", "relayout"]
+
+
+def test_two_threads_give_the_same(monkeypatch):
+    def body(net):
+        return net.conv("b", net.conv("a", net.quantize(net.x), 64), 64)
+
+    mod = Builder((2, 3, 24, 24)).build(body)
+    set_num_threads(2)
+    try:
+        check(mod)
+    finally:
+        set_num_threads(1)
+
+
+def test_operator_without_kernel_is_named():
+    backend = get_backend("llvm")
+    mod = Builder().build(lambda net: net.quantize(net.x))
+    from dataclasses import replace
+
+    with pytest.raises(CompileError, match=r"q: no kernel of backend llvm takes lpsn.quantize of float32\[1, 3, 10, 12\]"):
+        replace(backend, rules={}).lower(mod)
+
+
+def test_large_constants_become_the_last_argument():
+    mod = get_backend("llvm").lower(Builder().build(lambda net: net.conv("b", net.conv("a", net.quantize(net.x), 32), 32)))
+    lifted, arrays = lift_constants(mod)
+    assert [p.name for p in lifted["main"].params] == ["x", "params"]
+    assert arrays and all(array.nbytes >= 2048 for array in arrays)
+    tvm.ir.assert_structural_equal(mod["main"].ret_ty, lifted["main"].ret_ty)
+
+
+def test_missing_compiler_is_said(monkeypatch):
+    mod = Builder().build(lambda net: net.quantize(net.x))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(CompileError, match="needs a C compiler driver"):
+        get_backend("llvm").compile(mod)
