@@ -158,6 +158,19 @@ def test_gate_of_one_pixel_is_not_computed_for_every_pixel():
     assert_same_results(before, after)
 
 
+@pytest.mark.parametrize("swap", [False, True], ids=["layer first", "layer second"])
+def test_a_broadcast_addend_is_no_residual(swap):
+    def body(x, vector):
+        a, *_ = net.conv("a", vector, 8, kernel=1)
+        return net("out", op.add(x, a) if swap else op.add(a, x))
+
+    net = Net((1, 8, 5, 5), (1, 8, 1, 1))
+    before = net.module(body)
+    after = fuse_float(before)
+    assert operators(after) == ["lpsn.float_conv2d", "lpsn.float_elementwise"]
+    assert_same_results(before, after)
+
+
 def test_constants_per_channel_and_prelu():
     def body(x):
         a = net("a", op.multiply(x, const(normal(1, 8, 1, 1))))
