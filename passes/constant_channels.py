@@ -54,10 +54,23 @@ def _tidy(values: Values) -> Values:
     return compress(tidy.view(np.int64)).view(np.float64)
 
 
-def kernel_sums(layer: Layer) -> Values:
-    """float64[groups, out per group, in per group]: each weight block summed over the kernel."""
-    sums: Values = _blocks(layer).sum(axis=-1)
-    return sums
+def contribution(layer: Layer, values: Values) -> Values:
+    """float64[O]: what constant input channels add to a layer's output where they reach it through the whole kernel.
+
+    Parameters
+    ----------
+    layer : Layer
+        Any weighted layer.
+    values : float64[C]
+        Value per input channel; zero for those that are left out.
+    """
+    blocks = _blocks(layer)
+    if layer.groups == 1:
+        some = np.flatnonzero(values)
+        total: Values = blocks[0][:, some].sum(axis=-1, dtype=np.float64) @ values[some]
+        return total
+    total = (blocks.sum(axis=-1, dtype=np.float64) * values.reshape(layer.groups, 1, -1)).sum(axis=-1)
+    return total.reshape(-1)
 
 
 def used_blocks(layer: Layer) -> NDArray[np.bool_]:
@@ -66,13 +79,13 @@ def used_blocks(layer: Layer) -> NDArray[np.bool_]:
     return used
 
 
-def _blocks(layer: Layer) -> Values:
-    weight = layer.weight.astype(np.float64)
+def _blocks(layer: Layer) -> NDArray[np.float32]:
+    """A view of the weight as float32[groups, out per group, in per group, kernel]."""
+    weight = layer.weight
     if layer.kind == "dense":
         return weight.T[None, :, :, None]
-    if layer.kind == "conv2d":
-        return weight.reshape(layer.groups, -1, weight.shape[1], weight[0, 0].size)
-    return weight.reshape(layer.groups, -1, weight.shape[1], weight[0, 0].size).transpose(0, 2, 1, 3)
+    blocks = weight.reshape(layer.groups, -1, weight.shape[1], weight[0, 0].size)
+    return blocks if layer.kind == "conv2d" else blocks.transpose(0, 2, 1, 3)
 
 
 def input_values(layer: Layer, known: Values) -> Values:
@@ -91,9 +104,10 @@ def input_values(layer: Layer, known: Values) -> Values:
 
 
 def _layer(layer: Layer, known: Values) -> Values:
-    vector = input_values(layer, known).reshape(layer.groups, 1, -1)
-    total: Values = (kernel_sums(layer) * np.nan_to_num(vector)).sum(axis=-1)
-    total[(used_blocks(layer) & np.isnan(vector)).any(axis=-1)] = np.nan
+    vector = input_values(layer, known)
+    total = contribution(layer, np.nan_to_num(vector))
+    unknown = used_blocks(layer) & np.isnan(vector).reshape(layer.groups, 1, -1)
+    total[unknown.any(axis=-1).reshape(-1)] = np.nan
     shape = [1] * len(layer.out_shape)
     shape[-1 if layer.kind == "dense" else 1] = -1
     return total.reshape(shape)

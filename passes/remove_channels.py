@@ -25,7 +25,6 @@ from lpsn_tvm.graph import (
     Layer,
     constant,
     constant_value,
-    find_layers,
     op_name,
     rebuild,
     shape_of,
@@ -58,7 +57,7 @@ def remove_channels(mod: tvm.IRModule, masks: Mapping[str, Mask], params: Params
     """
     flow, classes = resolve_classes(mod)
     keep = _kept_classes(flow, classes, masks)
-    plan = _Plan(flow, keep, find_layers(mod), dict(params or {}))
+    plan = _Plan(flow, keep, dict(params or {}))
     unknown = sorted(set(plan.params) - set(plan.layers))
     if unknown:
         raise PruneError(f"no such layer; layers are {sorted(plan.layers)}", where=unknown[0])
@@ -82,12 +81,12 @@ def _kept_classes(flow: Flow, classes: Labels, masks: Mapping[str, Mask]) -> Mas
 class _Plan:
     """What the rebuild needs to know about every binding."""
 
-    def __init__(self, flow: Flow, keep: Mask, layers: dict[str, Layer], params: dict[str, Any]) -> None:
+    def __init__(self, flow: Flow, keep: Mask, params: dict[str, Any]) -> None:
         self.flow = flow
         self.keep = keep
-        self.layers = layers
         self.params = params
-        self.by_acc = {layer.acc: layer for layer in layers.values()}
+        self.by_acc = flow.layers
+        self.layers = {layer.name: layer for layer in flow.layers.values()}
 
     def left(self, labels: Labels) -> tuple[int, Mask] | None:
         """(axis, mask) of an array with these labels; None if nothing leaves it."""

@@ -16,7 +16,7 @@ import tvm
 
 from lpsn_tvm.graph import Layer, find_layers
 from lpsn_tvm.passes.channel_groups import ChannelGroup, ChannelGroups, Mask, Slot, find_channel_groups
-from lpsn_tvm.passes.constant_channels import Values, constant_channels, input_values, kernel_sums, used_blocks
+from lpsn_tvm.passes.constant_channels import Values, constant_channels, contribution, input_values, used_blocks
 from lpsn_tvm.passes.remove_channels import remove_channels
 
 
@@ -77,6 +77,4 @@ def _contribution(layer: Layer, slot: Slot, dead: Mask, known: dict[str, Values]
     values = np.nan_to_num(input_values(layer, known[layer.data]))
     chosen = np.zeros(len(values), bool)
     chosen[slot.index[dead].reshape(-1)] = True
-    vector = np.where(chosen, values, 0.0).reshape(layer.groups, 1, -1)
-    result: Values = (kernel_sums(layer) * vector).sum(axis=-1).reshape(-1)
-    return result
+    return contribution(layer, np.where(chosen, values, 0.0))
