@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from lpsn_tvm.interpreter import TorchInterpreter
 from lpsn_tvm.passes.normal_equations import LayerGeometry, NormalEquations
 from lpsn_tvm.passes.scores import ChannelMean
 
-MAX_ROWS = 32768
+MAX_ROWS = 12288
 GRAM_WORK = 2e10
 """Multiply-adds that X^T X of one layer may take before rows are saved."""
 ROWS_PER_COLUMN = 2.5
@@ -36,7 +36,7 @@ class LayerReference:
     per_sample : int
         Output positions that are sampled of every sample.
     targets : list of float32[rows, O]
-        Pre-activation outputs, one tensor per batch.
+        Pre-activation outputs, one tensor per batch; of the residual sum if the layer closes one.
     gram : float32[groups, k + 1, k + 1] or None
         X^T X of the dense inputs.
     rows : int
@@ -131,6 +131,34 @@ def rows_wanted(layers: Mapping[str, LayerGeometry], samples: int, memory_budget
     }
 
 
+class Sum(NamedTuple):
+    """A residual sum: its variable, and the addend that is known before the layer that closes it."""
+
+    name: str
+    other: str
+
+
+def closing_sums(interpreter: TorchInterpreter, layers: Mapping[str, Layer]) -> dict[str, Sum]:
+    """Layers whose output is only added to an earlier value: their target is the whole sum.
+
+    What the compressed network got wrong in the earlier addend is then made up for by this layer, instead of piling up along the stream.
+    """
+    order = {name: -1 for name in interpreter.inputs} | {step.name: n for n, step in enumerate(interpreter.steps)}
+    sums: dict[str, Sum] = {}
+    for name, layer in layers.items():
+        users = interpreter.consumers(name)
+        if len(users) != 1 or name in interpreter.outputs:
+            continue
+        step = interpreter.by_name[users[0]]
+        others = [operand for operand in step.variables if operand != name]
+        if step.op != "relax.add" or step.layer is not None or len(others) != 1:
+            continue
+        is_earlier = order[others[0]] < order[layer.acc]
+        if is_earlier and interpreter.shapes[others[0]] == interpreter.shapes[name]:
+            sums[name] = Sum(step.name, others[0])
+    return sums
+
+
 def read_dense_network(
     interpreter: TorchInterpreter,
     layers: Mapping[str, Layer],
@@ -163,6 +191,8 @@ def read_dense_network(
     readers: dict[str, list[str]] = {}
     for name, layer in layers.items():
         readers.setdefault(layer.data, []).append(name)
+    sums = closing_sums(interpreter, layers)
+    written = {sums[name].name if name in sums else name: name for name in layers}
     done = 0
     for number, feeds in enumerate(batches):
 
@@ -170,9 +200,10 @@ def read_dense_network(
             for name in readers.get(variable, ()):
                 if name in grams or options.bits is not None:
                     _read_input(name, value, number, interpreter, references[name], grams.get(name), options)
-            if variable in references:
-                reference = references[variable]
-                where = reference.geometry.sample_positions(reference.per_sample, options.seed, variable, number)
+            if variable in written:
+                name = written[variable]
+                reference = references[name]
+                where = reference.geometry.sample_positions(reference.per_sample, options.seed, name, number)
                 reference.add_targets(reference.geometry.targets(value, where))
             return value
 

@@ -5,8 +5,9 @@ Removed channels are not sliced while walking: their consumers get zero weights,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from lpsn_tvm.frontier import Frontier
 from lpsn_tvm.graph import Layer
 from lpsn_tvm.interpreter import TorchInterpreter
 from lpsn_tvm.passes.channel_groups import ChannelGroup, Slot
-from lpsn_tvm.passes.dense_reference import LayerReference
+from lpsn_tvm.passes.dense_reference import LayerReference, closing_sums
 from lpsn_tvm.passes.eliminate import Elimination, Problem, eliminate, problem_of
 from lpsn_tvm.passes.normal_equations import LayerGeometry, NormalEquations
 from lpsn_tvm.passes.resolve import SCORE_DAMPING, relative_error, solve
@@ -75,7 +76,7 @@ class GreedyWalk:
     interpreter : TorchInterpreter
         Its parameters become those of the compressed network.
     frontier : Frontier
-        Of the compressed network.
+        Of the compressed network; None where only the dense network is asked about.
     layers : mapping of name to Layer
         In execution order.
     references : mapping of name to LayerReference
@@ -90,7 +91,7 @@ class GreedyWalk:
     """
 
     interpreter: TorchInterpreter
-    frontier: Frontier
+    frontier: Frontier | None
     layers: Mapping[str, Layer]
     references: Mapping[str, LayerReference]
     groups: tuple[ChannelGroup, ...]
@@ -107,9 +108,11 @@ class GreedyWalk:
         self.alive_in = {name: torch.ones(layer.in_channels, dtype=torch.bool) for name, layer in self.layers.items()}
         self.alive_out = {name: torch.ones(layer.out_channels, dtype=torch.bool) for name, layer in self.layers.items()}
         self.changed: set[str] = set()
+        self.sums = closing_sums(self.interpreter, self.layers)
 
     def run(self, progress: Callable[[int], None] = lambda done: None) -> None:
         """Walk through all layers."""
+        assert self.frontier is not None
         first = first_consumers(self.groups, self.layers)
         for number, (name, layer) in enumerate(self.layers.items()):
             undecided = first.get(name, [])
@@ -128,14 +131,16 @@ class GreedyWalk:
         for step in self.interpreter.steps:
             if any(name in dirty for name in step.variables):
                 dirty.add(step.name)
-            if step.name == layer.data:
+            if step.name == layer.acc:
                 break
-        return layer.data in dirty or not bool(self.alive_in[layer.name].all())
+        other = self.sums[layer.name].other if layer.name in self.sums else layer.data
+        return layer.data in dirty or other in dirty or not bool(self.alive_in[layer.name].all())
 
     # --- sums -------------------------------------------------------------------------------------------------------------------
 
     def _equations(self, layer: Layer) -> _Equations:
         """Sums over the compressed inputs and the dense targets of a layer."""
+        assert self.frontier is not None
         reference = self.references[layer.name]
         geometry = reference.geometry
         alive = self.alive_in[layer.name]
@@ -145,10 +150,13 @@ class GreedyWalk:
         sums = NormalEquations(geometry.groups, columns, geometry.out_channels // geometry.groups)
         activity = ChannelMean(self.score)
         wants_activity = self.score in ("mean_activation", "zero_fraction")
-        for number, x in enumerate(self.frontier.batches(layer.data)):
+        closed = self.sums.get(layer.name)
+        others = self.frontier.batches(closed.other) if closed is not None else repeat(None)
+        for number, (x, other) in enumerate(zip(self.frontier.batches(layer.data), others, strict=False)):
             where = geometry.sample_positions(reference.per_sample, self.seed, layer.name, number)
             rows = geometry.rows(x, where, channels if ungrouped and not bool(alive.all()) else None)
-            sums.add(rows, reference.targets[number])
+            targets = reference.targets[number]
+            sums.add(rows, targets if other is None else targets - geometry.targets(other, where))
             if wants_activity:
                 activity.add(x)
         return _Equations(sums, channels, activity)
@@ -206,12 +214,32 @@ class GreedyWalk:
             activity = self.references[first.name].activity
             assert activity is not None
             return unit_scores(activity.value, unit_of_channel(slots[0], first.in_channels), group.size)
-        problems = [
-            problem
-            for slot in slots
-            for problem in self._problems(slot, self.layers[slot.layer], *self._dense_sums(self.layers[slot.layer]))
-        ]
-        return _order_scores(eliminate(problems, group.size, group.size - self.demands[group.name].kept), group.size)
+        removed = group.size - self.demands[group.name].kept
+        return _order_scores(self._eliminate_dense(group, removed), group.size)
+
+    def _eliminate_dense(self, group: ChannelGroup, count: int) -> Elimination:
+        problems: list[Problem] = []
+        for slot in near_consumers(group, self.layers):
+            consumer = self.layers[slot.layer]
+            problems += self._problems(slot, consumer, *self._dense_sums(consumer))
+        return eliminate(problems, group.size, count)
+
+    def dense_patches(self, group: ChannelGroup, counts: Sequence[int]) -> list[dict[str, tuple[Tensor, Tensor]]]:
+        """Re-solved consumers of a group alone pruned on the dense network to each of `counts` units; before the walk."""
+        order = self._eliminate_dense(group, group.size - min(counts)).order if counts else torch.zeros(0)
+        patches = []
+        for count in counts:
+            patch = {}
+            gone = order[: group.size - count]
+            for slot in near_consumers(group, self.layers):
+                layer = self.layers[slot.layer]
+                alive = torch.ones(layer.in_channels, dtype=torch.bool)
+                alive[torch.from_numpy(slot.index)[gone].reshape(-1)] = False
+                gram, moment, channels = self._dense_sums(layer)
+                full = self._solve_alive(layer.name, gram, moment, channels, alive)
+                patch[layer.name] = self.references[layer.name].geometry.split_matrix(full)
+            patches.append(patch)
+        return patches
 
     def _problems(self, slot: Slot, consumer: Layer, gram: Tensor, moment: Tensor, channels: Tensor) -> list[Problem]:
         """One problem per group of the consumer; columns of channels that are gone are left out."""
@@ -230,6 +258,8 @@ class GreedyWalk:
             whole = len(columns) == gram.shape[1]
             sub = gram[g] if whole else gram[g][columns][:, columns]
             target, old = moment[g][columns][:, outputs], prior[g][columns][:, outputs]
+            # Channels that are always zero cost nothing, whatever weights they had.
+            old = old * (sub.diagonal() > 0)[:, None]
             weights = solve(sub[None], target[None], old[None], SCORE_DAMPING)[0]
             of_column = units[g][channels].repeat_interleave(geometry.taps)
             of_column = torch.cat([of_column, torch.tensor([-1])])[columns]
@@ -261,28 +291,42 @@ class GreedyWalk:
         if not (stale or dead):
             return
         reference, geometry = self.references[name], self.references[name].geometry
-        full = geometry.weight_matrix(*self.dense[name])
-        alive = self.alive_in[name].reshape(geometry.groups, -1)
+        sums = equations.sums
+        full = self._solve_alive(name, sums.gram, sums.moment, equations.channels, self.alive_in[name])
         columns = columns_of(equations.channels, geometry)
-        for g in range(geometry.groups):
-            left = torch.cat([alive[g][equations.channels].repeat_interleave(geometry.taps), torch.tensor([True])])
-            inside = left.nonzero()[:, 0]
-            old = full[g].clone()
-            full[g, :-1] = full[g, :-1] * alive[g].repeat_interleave(geometry.taps)[:, None]
-            if self.resolve:
-                whole = bool(left.all())
-                gram = equations.sums.gram[g] if whole else equations.sums.gram[g][inside][:, inside]
-                solved = solve(gram[None], equations.sums.moment[g][inside][None], old[columns[inside]][None])
-                full[g, columns[inside]] = solved[0]
         self.errors[name] = self._error(reference, equations, full[:, columns])
         weight, bias = geometry.split_matrix(full)
         self.interpreter.set_params(name, weight, bias)
         self.changed.add(name)
 
+    def _solve_alive(self, name: str, gram: Tensor, moment: Tensor, channels: Tensor, alive: Tensor) -> Tensor:
+        """The full weight matrix: zero for input channels that are not `alive`, the others re-solved (if that is wanted).
+
+        `channels` are those (within a group) that `gram` and `moment` have columns for.
+        """
+        geometry = self.references[name].geometry
+        full = geometry.weight_matrix(*self.dense[name])
+        old = full.clone()
+        columns = columns_of(channels, geometry)
+        alive = alive.reshape(geometry.groups, -1)
+        for g in range(geometry.groups):
+            full[g, :-1] *= alive[g].repeat_interleave(geometry.taps)[:, None]
+        if not self.resolve:
+            return full
+        if bool(alive[:, channels].all()):
+            full[:, columns] = solve(gram, moment, old[:, columns])
+            return full
+        for g in range(geometry.groups):
+            left = torch.cat([alive[g][channels].repeat_interleave(geometry.taps), torch.tensor([True])])
+            inside = left.nonzero()[:, 0]
+            sub = gram[g][inside][:, inside]
+            full[g, columns[inside]] = solve(sub[None], moment[g][inside][None], old[g, columns[inside]][None])[0]
+        return full
+
     def _error(self, reference: LayerReference, equations: _Equations, weights: Tensor) -> float:
         """Squared output error over the variance of the targets, both over all outputs."""
         sums = equations.sums
-        return relative_error(sums.gram, sums.moment, reference.energy.sum(), weights, reference.spread.sum())
+        return relative_error(sums.gram, sums.moment, sums.energy, weights, reference.spread.sum())
 
 
 def _order_scores(result: Elimination, size: int) -> Tensor:

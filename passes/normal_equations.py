@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FLOAT64_LIMIT = 1280
+FLOAT64_LIMIT = 640
 """Up to this many columns products are formed in float64; above, in float32 per batch and summed in float64.
 
 Measured harmless (tests): the error of the float32 products is a few 1e-6 of the diagonal, the damping 1e-4 of it.
@@ -206,12 +206,15 @@ class NormalEquations:
     ----------
     gram : float64[groups, columns, columns]
     moment : float64[groups, columns, outputs]
+    energy : float64[]
+        Sum of squares of Y.
     rows : int
     """
 
     def __init__(self, groups: int, columns: int, outputs: int) -> None:
         self.gram = torch.zeros(groups, columns, columns, dtype=torch.float64)
         self.moment = torch.zeros(groups, columns, outputs, dtype=torch.float64)
+        self.energy = torch.zeros((), dtype=torch.float64)
         self.rows = 0
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
@@ -224,6 +227,7 @@ class NormalEquations:
         else:
             _add_symmetric_product(self.gram, x)
         if y is not None:
+            self.energy += y.double().square().sum()
             y = y.reshape(count, groups, -1).transpose(0, 1).to(x.dtype)
             self.moment += torch.bmm(x.transpose(1, 2), y)
         self.rows += count

@@ -26,6 +26,7 @@ from lpsn_tvm.errors import CalibrationError, RecipeError
 from lpsn_tvm.frontier import Frontier, layer_inputs
 from lpsn_tvm.graph import Layer, find_layers
 from lpsn_tvm.interpreter import TorchInterpreter
+from lpsn_tvm.passes.allocate import MEASURE_SAMPLES, allocate, output_error
 from lpsn_tvm.passes.channel_groups import ChannelGroup, find_channel_groups
 from lpsn_tvm.passes.dense_reference import LayerReference, ReferenceOptions, batch_size, read_dense_network
 from lpsn_tvm.passes.greedy_walk import Demand, GreedyWalk, near_consumers
@@ -225,10 +226,28 @@ class _Job:
             return {group.name: self._auto(group, align, bits) for group in self.groups}
         kept = {group.name: kept_units(group, fraction_of(group, sparsity), align) for group in self.groups}
         if allocation == "nonuniform":
-            from lpsn_tvm.passes.allocate import allocate
-
-            kept = allocate(self, kept, align)
+            kept = self._nonuniform(kept, align)
         return {name: Demand(count) for name, count in kept.items()}
+
+    def _nonuniform(self, uniform: Mapping[str, int], align: int) -> dict[str, int]:
+        """Counts at the MACs of `uniform` that cost the least output error; every group is tried alone on the dense network."""
+        feeds = list(self.data.take(MEASURE_SAMPLES, self.seed).batches(self.batch))
+        targets = [self.interpreter.run(feed) for feed in feeds]
+        trial = GreedyWalk(self.interpreter, None, self.layers, self.references, self.groups, {}, self.score, self.seed)
+        done = 0
+
+        def measure(group: ChannelGroup, counts: Sequence[int]) -> list[float]:
+            nonlocal done
+            patches = trial.dense_patches(group, counts)
+            errors = [output_error(self.interpreter, patch, feeds, targets) for patch in patches]
+            done += 1
+            self.progress("try every group", done, len(self.groups))
+            return errors
+
+        def round_up(group: ChannelGroup, kept: int) -> int:
+            return kept_rounded_up(group, kept, align)
+
+        return allocate(self.layers, self.groups, uniform, round_up, measure)
 
     def _auto(self, group: ChannelGroup, align: int, bits: tuple[int, int] | None) -> Demand:
         slots = near_consumers(group, self.layers)
