@@ -207,20 +207,29 @@ def _synthetic_set(
 
 def _natural_noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """float32[shape], mean 0 and standard deviation 1: 1/f noise over height and width, Gaussian if flat."""
-    noise = rng.standard_normal(shape, dtype=np.float32)
-    if len(shape) == 4:
-        spatial = (1, 2) if shape[3] in CHANNELS and shape[1] not in CHANNELS else (2, 3)
-        channel = 3 if spatial == (1, 2) else 1
-        fy = np.fft.fftfreq(shape[spatial[0]])[:, None]
-        fx = np.fft.rfftfreq(shape[spatial[1]])[None, :]
-        frequency = np.maximum(np.hypot(fy, fx), 1.0 / max(shape[spatial[0]], shape[spatial[1]]))
-        filter_shape = [1] * 4
-        filter_shape[spatial[0]], filter_shape[spatial[1]] = frequency.shape
-        spectrum = np.fft.rfft2(noise, axes=spatial) / frequency.reshape(filter_shape)
-        noise = np.fft.irfft2(spectrum, s=(shape[spatial[0]], shape[spatial[1]]), axes=spatial).astype(np.float32)
-        # Channels of images share most of their structure.
-        noise = 0.8 * noise.mean(axis=channel, keepdims=True) * np.sqrt(shape[channel]) + 0.6 * noise
-        contrast = rng.uniform(0.5, 1.5, (shape[0], 1, 1, 1)).astype(np.float32)
-        noise = noise / np.maximum(noise.std(axis=(1, 2, 3), keepdims=True), 1e-6) * contrast
-        noise += rng.normal(0.0, 0.3, (shape[0], 1, 1, 1)).astype(np.float32)
-    return np.asarray((noise - noise.mean()) / max(float(noise.std()), 1e-6), np.float32)
+    noise = np.empty(shape, np.float32)
+    # In pieces: spectra take eight times the memory of the images.
+    for start in range(0, shape[0], 16):
+        part = rng.standard_normal((min(16, shape[0] - start), *shape[1:]), dtype=np.float32)
+        noise[start : start + len(part)] = _natural_images(part, rng) if len(shape) == 4 else part
+    noise -= noise.mean(dtype=np.float64)
+    noise /= max(float(noise.std(dtype=np.float64)), 1e-6)
+    return noise
+
+
+def _natural_images(noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """White noise [N, C, H, W] or [N, H, W, C] made smooth, with contrast and brightness of its own for each image."""
+    is_nhwc = noise.shape[3] in CHANNELS and noise.shape[1] not in CHANNELS
+    rows, columns, channel = (1, 2, 3) if is_nhwc else (2, 3, 1)
+    size = (noise.shape[rows], noise.shape[columns])
+    frequency = np.hypot(np.fft.fftfreq(size[0])[:, None], np.fft.rfftfreq(size[1])[None, :])
+    frequency = np.maximum(frequency, 1.0 / max(size))
+    spectrum = np.fft.rfft2(noise, axes=(rows, columns))
+    spectrum /= frequency[..., None] if is_nhwc else frequency
+    smooth = np.fft.irfft2(spectrum, s=size, axes=(rows, columns)).astype(np.float32)
+    # Channels of images share most of their structure.
+    smooth = 0.8 * smooth.mean(axis=channel, keepdims=True) * np.sqrt(noise.shape[channel]) + 0.6 * smooth
+    smooth /= np.maximum(smooth.std(axis=(1, 2, 3), keepdims=True), 1e-6)
+    contrast = rng.uniform(0.5, 1.5, (len(noise), 1, 1, 1))
+    brightness = rng.normal(0.0, 0.3, (len(noise), 1, 1, 1))
+    return np.asarray(smooth * contrast + brightness, np.float32)
