@@ -1,7 +1,8 @@
 """Turn per-channel affine maps that no layer precedes into depthwise 1x1 layers.
 
-Before: `m = multiply(x, s[1, C, 1, 1]); y = add(m, t[1, C, 1, 1])`, nobody else reads m (a batch norm after a concat or an add).
-After: `y.acc = conv2d(x, s as [C, 1, 1, 1], groups=C); y = add(y.acc, t)`. Over [N, C], with reshapes around it. Chains of scalars only stay elementwise.
+Before: `m = multiply(x, s[1, C, 1, 1]); y = add(m, t[1, C, 1, 1])`, nobody else reads m (a batch norm after a concat or
+an add). After: `y.acc = conv2d(x, s as [C, 1, 1, 1], groups=C); y = add(y.acc, t)`. Over [N, C], with reshapes around
+it. Chains of scalars only stay elementwise.
 """
 
 from __future__ import annotations
@@ -61,7 +62,11 @@ def _layer(builder: Any, var: Any, chain: _Chain, lookup: Any) -> Any:
     data = lookup(chain.data)
     if len(shape) == 2:
         data = graph.emit_named(builder, op.reshape(data, (*shape, 1, 1)), f"{var.name}.image")
-    acc = graph.emit_named(builder, op.nn.conv2d(data, weight, padding=(0, 0, 0, 0), groups=channels, out_dtype="float32"), var.name + graph.ACC_SUFFIX)
+    acc = graph.emit_named(
+        builder,
+        op.nn.conv2d(data, weight, padding=(0, 0, 0, 0), groups=channels, out_dtype="float32"),
+        var.name + graph.ACC_SUFFIX,
+    )
     shift = (chain.shift + 0.0).astype(np.float32).reshape(1, -1, 1, 1)  # no negative zeros
     out = op.add(acc, graph.constant(shift))
     if len(shape) == 4:

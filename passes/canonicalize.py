@@ -45,45 +45,66 @@ PASSES: tuple[Pass, ...] = (
 def canonicalize(mod: tvm.IRModule, *, renamed: Renames | None = None, debug: bool = False) -> tvm.IRModule:
     """Bring the raw module of `import_model` into canonical form.
 
-    Operators that can remain, with their conventions; anything else is an `UnsupportedOpError` of `verify_canonical`. All tensors are float32 and static.
-    Numbers in attributes are plain; `Const` is a tensor constant; x is a variable.
+    Operators that can remain, with their conventions; anything else is an `UnsupportedOpError` of `verify_canonical`.
+    All tensors are float32 and static. `Const` is a tensor constant, x and y are variables.
 
-    Layers (contract 1; `out = relax.add(acc, Const[1, C, 1, 1] or [M])` follows each):
-      * `nn.conv2d(x, Const OIHW)`: strides (2), padding (4: top, left, bottom, right, all >= 0), dilation (2), groups, data_layout "NCHW", kernel_layout "OIHW",
-        out_dtype float32. Convolutions over [N, C, W] are reshaped to [N, C, 1, W] around it.
-      * `nn.conv2d_transpose(x, Const IOHW)`: strides, padding (4), output_padding (2, each below its stride), dilation (1, 1) (dilated kernels are spread
-        out), groups.
-      * `matmul(x[N, K], Const[K, M])`.
-    Functions of one tensor, elementwise: `nn.relu`, `clip(x, lo, hi)` (both finite, args 1 and 2 are scalar immediates), `nn.leakyrelu` (alpha), `nn.prelu(x, Const[C])`
-      (axis 1), `sigmoid`, `tanh`, `nn.silu`, `nn.gelu`, `nn.gelu_tanh`, `nn.softplus`, `nn.selu`, `exp`, `log`, `sqrt`, `rsqrt`, `square`, `abs`, `negative`, `erf`,
-      `floor`, `ceil`, `round`, `sin`, `cos`, `sign`, `tan`, `atan`; and with a scalar constant (rank 0 Const, always second unless noted)
-      `add`, `multiply`, `maximum`, `minimum`, `power`, and `divide(Const, x)`, `power(Const, x)`. `subtract` and `divide` by constants, and `subtract(Const, x)`, have
-      become `add` and `multiply`. Hard sigmoid is multiply, add, clip; hard swish is `multiply(x, multiply(clip(add(x, 3), 0, 6), 1/6))`;
+    Layers (contract 1; `out = add(acc, Const[1, C, 1, 1] or Const[M])` follows each):
+
+    * `nn.conv2d(x, Const OIHW)`: strides (2), padding (4: top, left, bottom, right, all >= 0), dilation (2), groups,
+      data_layout "NCHW", kernel_layout "OIHW". A convolution over [N, C, W] is one over [N, C, 1, W] between reshapes.
+    * `nn.conv2d_transpose(x, Const IOHW)`: strides, padding (4), output_padding (2, each below its stride), groups;
+      dilation is (1, 1): dilated kernels are spread out.
+    * `matmul(x[N, K], Const[K, M])`.
+
+    Functions of one tensor, elementwise:
+
+    * `nn.relu`, `clip(x, lo, hi)` (finite floats, arguments 1 and 2), `nn.leakyrelu` (alpha), `nn.prelu(x, Const[C])`
+      (axis 1), `sigmoid`, `tanh`, `nn.silu`, `nn.gelu`, `nn.gelu_tanh`, `nn.softplus`, `nn.selu`, `exp`, `log`, `sqrt`,
+      `rsqrt`, `square`, `abs`, `negative`, `erf`, `floor`, `ceil`, `round`, `sin`, `cos`, `tan`, `atan`, `sign`.
+    * With a scalar constant (rank 0, second): `add`, `multiply`, `maximum`, `minimum`, `power`. With it first:
+      `divide(Const, x)`, `power(Const, x)`. `x - c`, `x / c` and `c - x` have become add and multiply.
+    * Hard sigmoid is multiply, add, clip; hard swish is `multiply(x, multiply(clip(add(x, 3), 0, 6), 1/6))`;
       `multiply(x, sigmoid(x))` has become `nn.silu`.
-    Two tensors: `add`, `subtract`, `multiply`, `divide`, `maximum`, `minimum`, `power` with numpy broadcasting ([N, C, 1, 1] operands come from squeeze-excitation).
-      One operand, the second where the operator commutes, may be a Const of another shape than scalar or per-channel (a positional embedding; rare).
-    Shape and data movement:
-      * `concat(Tuple(x...), axis)`; `strided_slice(x, axes, begin, end, strides)`: arguments 1-4 are Tuples of integers, resolved: within the extent, axes >= 0; with a
-        negative stride `end` may be -(extent + 1), which means "through element 0";
-      * `nn.pad(x)`: pad_width (2 * rank, before and after per axis), pad_mode "constant" | "reflect" | "replicate", pad_value. Zero pads before layers are gone;
-      * `reshape(x, ShapeExpr)` (flatten, squeeze, unsqueeze too), `permute_dims` (axes always given), `broadcast_to`, `take(x, Const int64[K], axis, mode="clip")` (channel gather);
-      * `nn.pixel_shuffle(x, upscale_factor)`: depth-to-space, CRD order. DCR order has become CRD by permuting the channels of the layer before it, or a `take`
-        in front. Space-to-depth is reshape, permute_dims, reshape;
-      * `image.resize2d(x, ShapeExpr(H, W))`: layout "NCHW", method "nearest_neighbor" | "linear" | "cubic", coordinate_transformation_mode "half_pixel" | "align_corners" |
-        "asymmetric" (| "tf_half_pixel_for_nn"), rounding_method "round_prefer_floor" | "round_prefer_ceil" | "floor" | "ceil" for nearest. A nearest resize by whole
-        factors is always "asymmetric", "floor" when that is the same function.
-    Pooling: `nn.max_pool2d`, `nn.avg_pool2d`: pool_size, strides, padding (4), dilation, ceil_mode always False (the overhang is part of padding), layout "NCHW"; max pads with
-      -inf; avg counts real elements only, unless count_include_pad (then all of padding). Global: `mean(x, axis=[2, 3], keepdims=True)`, `max(x, axis=[2, 3], keepdims=True)`.
-    Other reductions: `mean`, `sum`, `max`, `min`, `variance` over any axes (non-negative, ascending).
-    Float only: `nn.softmax`, `nn.log_softmax` (axis >= 0), `nn.instance_norm(x, Const[C], Const[C])` (channel_axis 1, axes [2, 3], epsilon), `nn.group_norm`, `nn.layer_norm`,
-      `matmul` of two tensors.
+
+    Two tensors, numpy broadcasting ([N, C, 1, 1] operands come from squeeze-excitation): `add`, `subtract`, `multiply`,
+    `divide`, `maximum`, `minimum`, `power`. One operand, the second where the operator commutes, may be a Const that is
+    neither scalar nor per channel (a positional embedding; rare).
+
+    Shapes and data movement:
+
+    * `concat(Tuple(x, ...), axis)`, axis >= 0.
+    * `strided_slice(x, axes, begin, end, strides)`: arguments 1 to 4 are Tuples of integers, within the extents; with a
+      negative stride `end` may be -(extent + 1), which means "through element 0".
+    * `nn.pad(x)`: pad_width (2 * rank: before and after per axis), pad_mode "constant" | "reflect" | "replicate",
+      pad_value. Zero pads in front of convolutions are gone.
+    * `reshape(x, ShapeExpr)` (also flatten, squeeze, unsqueeze), `permute_dims` (axes always given), `broadcast_to`,
+      `take(x, Const int64[K], axis, mode="clip")` (gather by constant indices).
+    * `nn.pixel_shuffle(x, upscale_factor)`: depth-to-space in CRD order. DCR order has become CRD by permuting the
+      channels of the layer before it, or a `take` in front. Space-to-depth is reshape, permute_dims, reshape. TVM
+      cannot compile `pixel_shuffle`: see `expand_pixel_shuffle`.
+    * `image.resize2d(x, ShapeExpr(H, W))`: layout "NCHW", method "nearest_neighbor" | "linear" | "cubic",
+      coordinate_transformation_mode "half_pixel" | "align_corners" | "asymmetric" | "tf_half_pixel_for_nn",
+      rounding_method (nearest) "round_prefer_floor" | "round_prefer_ceil" | "floor" | "ceil". Coordinates come from the
+      ratio of the extents. Nearest by whole factors is "asymmetric", "floor" wherever that is the same function.
+
+    Pooling and reductions:
+
+    * `nn.max_pool2d`, `nn.avg_pool2d`: pool_size, strides, padding (4), dilation, layout "NCHW", ceil_mode False (the
+      overhang is part of padding). max pads with -inf; avg counts real elements, or all padding if count_include_pad.
+    * Global pooling is `mean(x, axis=[2, 3], keepdims=True)`, `max(x, axis=[2, 3], keepdims=True)`.
+    * `mean`, `sum`, `max`, `min` over other axes (>= 0, ascending); `variance`.
+
+    Float only: `nn.softmax`, `nn.log_softmax` (axis >= 0), `nn.instance_norm(x, Const[C], Const[C])` (channel_axis 1,
+    all axes from 2 on, epsilon), `nn.group_norm(x, Const[C], Const[C])` (num_groups, channel_axis 1, axes from 2 on),
+    `nn.layer_norm(x, Const, Const)` (last axes), `matmul` of two tensors or of `(Const, x)`.
 
     Parameters
     ----------
     mod : IRModule
         Of `import_model`.
     renamed : dict, optional
-        Filled with raw name -> canonical name for values that now live under another variable (a batch norm folded into the layer before it).
+        Filled with raw name -> canonical name for values that now live under another variable (a batch norm folded into
+        the layer before it).
     debug : bool
         Check after every pass that the module is well formed.
 

@@ -1,4 +1,6 @@
-"""What a constant operand of an elementwise operator is to its tensor: a scalar, one value per channel, or something else."""
+"""What a constant operand of an elementwise operator is to its tensor: a scalar, one value per channel, or something
+else.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ def scalar_value(expr: Any) -> float | None:
 
 
 def per_channel(value: Array, shape: tuple[int, ...]) -> Array | None:
-    """`value`, an operand that broadcasts against a tensor of `shape`, as one number per channel (axis 1); None if it is anything else.
+    """`value`, an operand that broadcasts against a tensor of `shape`, as one number per channel (axis 1); None if it
+    is anything else.
 
     Scalars are repeated. Example: [1, C, 1, 1], [C, 1, 1] and [] against [N, C, H, W]; [C], [1, C] against [N, C].
     """
@@ -35,7 +38,9 @@ def per_channel(value: Array, shape: tuple[int, ...]) -> Array | None:
 
 
 def affine_step(call: Any) -> tuple[Any, str, Array] | None:
-    """(tensor, "scale" | "shift", float32[C]) of `multiply` or `add` of a variable and a per-channel or scalar constant in the second place, else None."""
+    """(tensor, "scale" | "shift", float32[C]) of `multiply` or `add` of a variable and a per-channel or scalar constant
+    in the second place, else None.
+    """
     kind = {"relax.multiply": "scale", "relax.add": "shift"}.get(graph.op_name(call))
     if kind is None or not isinstance(call.args[0], relax.Var) or not graph.is_constant(call.args[1]):
         return None

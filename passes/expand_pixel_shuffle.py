@@ -1,7 +1,8 @@
-"""Spell `nn.pixel_shuffle` as reshape, permute_dims, reshape, for a float build: TVM 0.27 has no implementation of the operator.
+"""Spell `nn.pixel_shuffle` as reshape, permute_dims, reshape, for a float build: TVM 0.27 has no implementation of the
+operator.
 
-Before: `y = pixel_shuffle(x[N, C*b*b, H, W], b)`. After: `y.wide = reshape(x, [N, C, b, b, H, W]); y.perm = permute_dims(y.wide, [0, 1, 4, 2, 5, 3]);
-y = reshape(y.perm, [N, C, H*b, W*b])`.
+Before: `y = pixel_shuffle(x[N, C*b*b, H, W], b)`. After: `y.wide = reshape(x, [N, C, b, b, H, W]); y.perm =
+permute_dims(y.wide, [0, 1, 4, 2, 5, 3]); y = reshape(y.perm, [N, C, H*b, W*b])`.
 """
 
 from __future__ import annotations

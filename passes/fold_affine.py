@@ -2,7 +2,8 @@
 
 Before: `c.acc = conv2d(x, W); c = add(c.acc, b); m = multiply(c, s); y = add(m, t)`, nobody else reads c or m.
 After: `c.acc = conv2d(x, W * s); c = add(c.acc, b * s + t)`; readers of y read c. Computed in float64.
-Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2.
+Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
+CVPR 2018, section 3.2.
 """
 
 from __future__ import annotations

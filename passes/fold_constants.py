@@ -1,6 +1,7 @@
 """Evaluate calls whose operands are all constants.
 
-Before: `w = reshape(Const); y = multiply(x, w)`. After: `y = multiply(x, Const)`. Evaluated by numpy: TVM's own constant folding compiles every call.
+Before: `w = reshape(Const); y = multiply(x, w)`. After: `y = multiply(x, Const)`. Evaluated by numpy: TVM's own
+constant folding compiles every call.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def fold_constants(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModule:
     Parameters
     ----------
     mod : IRModule
+        Any module of one dataflow block.
     renamed : dict
         Untouched: what is constant is no activation.
     """

@@ -14,7 +14,15 @@ from tvm import relax
 
 from lpsn_tvm import graph
 
-_NOT_NEGATIVE = {"relax.nn.relu", "relax.sigmoid", "relax.exp", "relax.abs", "relax.square", "relax.nn.softmax", "relax.nn.softplus"}
+_NOT_NEGATIVE = {
+    "relax.nn.relu",
+    "relax.sigmoid",
+    "relax.exp",
+    "relax.abs",
+    "relax.square",
+    "relax.nn.softmax",
+    "relax.nn.softplus",
+}
 
 
 def fold_zero_pad(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModule:
@@ -23,6 +31,7 @@ def fold_zero_pad(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModule:
     Parameters
     ----------
     mod : IRModule
+        Constants come second, pads are `nn.pad`.
     renamed : dict
         Untouched.
     """
@@ -30,9 +39,11 @@ def fold_zero_pad(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModule:
 
     def rewrite(builder: Any, var: Any, value: Any, lookup: Any) -> Any:
         name = graph.op_name(value)
-        if name not in ("relax.nn.conv2d", "relax.nn.avg_pool2d", "relax.nn.max_pool2d") or not isinstance(value.args[0], relax.Var):
+        if name not in ("relax.nn.conv2d", "relax.nn.avg_pool2d", "relax.nn.max_pool2d") or not isinstance(
+            value.args[0], relax.Var
+        ):
             return None
-        pad = calls.get(value.args[0].name)
+        pad: Any = calls.get(value.args[0].name)
         width = _spatial_zero_pad(pad)
         if width is None:
             return None
@@ -41,7 +52,13 @@ def fold_zero_pad(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModule:
         data = lookup(pad.args[0])
         if name == "relax.nn.conv2d":
             return relax.op.nn.conv2d(
-                data, value.args[1], strides=attrs["strides"], padding=padding, dilation=attrs["dilation"], groups=attrs["groups"], out_dtype="float32"
+                data,
+                value.args[1],
+                strides=attrs["strides"],
+                padding=padding,
+                dilation=attrs["dilation"],
+                groups=attrs["groups"],
+                out_dtype="float32",
             )
         common = (attrs["pool_size"], attrs["strides"], padding, attrs["dilation"], attrs["ceil_mode"])
         if name == "relax.nn.avg_pool2d":
@@ -58,12 +75,18 @@ def _spatial_zero_pad(call: Any) -> tuple[int, int, int, int] | None:
         return None
     attrs = graph.call_attrs(call)
     width = attrs["pad_width"]
-    if attrs["pad_mode"] != "constant" or attrs["pad_value"] != 0.0 or len(width) != 8 or any(width[:4]) or min(width) < 0:
+    if (
+        attrs["pad_mode"] != "constant"
+        or attrs["pad_value"] != 0.0
+        or len(width) != 8
+        or any(width[:4])
+        or min(width) < 0
+    ):
         return None
     return width[4], width[6], width[5], width[7]
 
 
 def _not_negative(expr: Any, calls: dict[str, Any]) -> bool:
-    call = calls.get(expr.name) if isinstance(expr, relax.Var) else None
+    call: Any = calls.get(expr.name) if isinstance(expr, relax.Var) else None
     name = graph.op_name(call)
     return name in _NOT_NEGATIVE or (name == "relax.clip" and float(call.args[1].value) >= 0)

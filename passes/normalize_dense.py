@@ -1,8 +1,10 @@
-"""Dense layers over more than two dimensions, and dense layers behind a channels-last flatten, become `matmul(x[N, K], Const[K, M])`.
+"""Dense layers over more than two dimensions, and dense layers behind a channels-last flatten, become `matmul(x[N, K],
+Const[K, M])`.
 
-1. Before: `y = matmul(x[N, T, K], W)`; after: `y.rows = reshape(x, [N*T, K]); y = matmul(y.rows, W); y.shape = reshape(y, [N, T, M])`; an `add` of a
-   constant [M] that alone reads y becomes the bias, in front of the reshape.
-2. Before: `t = permute_dims(x, NCHW->NHWC); f = reshape(t, [N, K]); y = matmul(f, W)`; after: `f = reshape(x, [N, K]); y = matmul(f, W with rows permuted)`.
+1. Before: `y = matmul(x[N, T, K], W)`; after: `y.rows = reshape(x, [N*T, K]); y = matmul(y.rows, W); y.shape =
+   reshape(y, [N, T, M])`; an `add` of a constant [M] that alone reads y becomes the bias, in front of the reshape.
+2. Before: `t = permute_dims(x, NCHW->NHWC); f = reshape(t, [N, K]); y = matmul(f, W)`; after: `f = reshape(x, [N, K]);
+   y = matmul(f, W with rows permuted)`.
 3. `matmul(Const, x[K, M])` stays: it is no layer.
 """
 
@@ -25,21 +27,33 @@ def normalize_dense(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModule:
     Parameters
     ----------
     mod : IRModule
+        Any module of one dataflow block.
     renamed : dict
         Untouched.
     """
     users = graph.consumers_of(mod)
     calls = {var.name: value for var, value in graph.bindings(mod)}
-    flattened = {name: call for name, value in calls.items() if (call := _channels_last_flatten(value, calls, users, name)) is not None}
+    flattened = {
+        name: call
+        for name, value in calls.items()
+        if (call := _channels_last_flatten(value, calls, users, name)) is not None
+    }
     wide: dict[str, Any] = {}  # matmul over many dimensions whose only reader adds a constant [M]
 
     def rewrite(builder: Any, var: Any, value: Any, lookup: Any) -> Any:
         name = graph.op_name(value)
         if var.name in flattened:
             return op.reshape(lookup(flattened[var.name].args[0]), graph.shape_of(var))
-        if name == "relax.add" and isinstance(value.args[0], relax.Var) and value.args[0].name in wide and graph.is_constant(value.args[1]):
+        if (
+            name == "relax.add"
+            and isinstance(value.args[0], relax.Var)
+            and value.args[0].name in wide
+            and graph.is_constant(value.args[1])
+        ):
             name, rows = value.args[0].name, wide[value.args[0].name]
-            added = graph.emit_named(builder, op.add(rows, graph.constant(graph.constant_value(value.args[1]).reshape(-1))), name)
+            added = graph.emit_named(
+                builder, op.add(rows, graph.constant(graph.constant_value(value.args[1]).reshape(-1))), name
+            )
             return op.reshape(added, graph.shape_of(var))
         if name != "relax.matmul" or not graph.is_constant(value.args[1]) or graph.is_constant(value.args[0]):
             return None
@@ -54,13 +68,26 @@ def normalize_dense(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModule:
     return graph.rebuild(mod, rewrite)
 
 
-def _as_rows(builder: Any, var: Any, data: Any, weight: Any, wide: dict[str, Any], users: dict[str, list[str]], calls: dict[str, Any]) -> Any:
+def _as_rows(
+    builder: Any,
+    var: Any,
+    data: Any,
+    weight: Any,
+    wide: dict[str, Any],
+    users: dict[str, list[str]],
+    calls: dict[str, Any],
+) -> Any:
     depth, width = graph.shape_of(weight)
-    rows = graph.emit_named(builder, op.reshape(data, (int(np.prod(graph.shape_of(data))) // depth, depth)), f"{var.name}.rows")
+    rows = graph.emit_named(
+        builder, op.reshape(data, (int(np.prod(graph.shape_of(data))) // depth, depth)), f"{var.name}.rows"
+    )
     readers = users.get(var.name, [])
     if len(readers) == 1 and readers[0] and graph.op_name(calls[readers[0]]) == "relax.add":
         addend = calls[readers[0]].args[1]
-        if graph.is_constant(addend) and graph.constant_value(addend).size == width == graph.constant_value(addend).shape[-1]:
+        if (
+            graph.is_constant(addend)
+            and graph.constant_value(addend).size == width == graph.constant_value(addend).shape[-1]
+        ):
             wide[var.name] = graph.emit_named(builder, op.matmul(rows, weight), f"{var.name}{graph.ACC_SUFFIX}")
             return wide[var.name]
     product = graph.emit_named(builder, op.matmul(rows, weight), var.name)
@@ -78,7 +105,9 @@ def _channels_last_flatten(value: Any, calls: dict[str, Any], users: dict[str, l
     shape = graph.shape_of(source)
     flat = len(axes) == 4 and axes[0] == 0 and graph.shape_of(value) == (shape[0], int(np.prod(shape[1:])))
     readers = users.get(name, [])
-    dense = [r for r in readers if r and graph.op_name(calls[r]) == "relax.matmul" and graph.is_constant(calls[r].args[1])]
+    dense = [
+        r for r in readers if r and graph.op_name(calls[r]) == "relax.matmul" and graph.is_constant(calls[r].args[1])
+    ]
     return source if flat and readers and len(dense) == len(readers) else None
 
 

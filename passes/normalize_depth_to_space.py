@@ -1,8 +1,10 @@
 """Depth-to-space has one spelling: `nn.pixel_shuffle` (CRD order).
 
-1. CRD: `reshape(permute_dims(reshape(x, [N, C, b, b, H, W]), [0, 1, 4, 2, 5, 3]), [N, C, H*b, W*b])` -> `pixel_shuffle(x, b)`.
-2. DCR: `reshape(permute_dims(reshape(x, [N, b, b, C, H, W]), [0, 3, 4, 1, 5, 2]), ...)` -> the same after permuting the channels of x, which costs nothing
-   when x comes from a layer (through functions of one tensor) that nobody else reads: its output channels are permuted. Else `take` permutes.
+1. CRD: `reshape(permute_dims(reshape(x, [N, C, b, b, H, W]), [0, 1, 4, 2, 5, 3]), [N, C, H*b, W*b])` ->
+   `pixel_shuffle(x, b)`.
+2. DCR: `reshape(permute_dims(reshape(x, [N, b, b, C, H, W]), [0, 3, 4, 1, 5, 2]), ...)` -> the same after permuting the
+   channels of x, which costs nothing when x comes from a layer (through functions of one tensor) that nobody else
+   reads: its output channels are permuted. Else `take` permutes.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from lpsn_tvm import graph
 
 _CRD = (0, 1, 4, 2, 5, 3)
 _DCR = (0, 3, 4, 1, 5, 2)
-_CHANNELWISE = {f"relax.{name}" for name in "nn.relu clip nn.leakyrelu sigmoid tanh nn.silu nn.gelu nn.gelu_tanh".split()}
+_CHANNELWISE = {
+    f"relax.{name}" for name in "nn.relu clip nn.leakyrelu sigmoid tanh nn.silu nn.gelu nn.gelu_tanh".split()
+}
 
 
 def normalize_depth_to_space(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModule:
@@ -62,10 +66,10 @@ def _match(call: Any, calls: dict[str, Any]) -> tuple[Any, int, bool] | None:
     """(data, block, whether DCR) if `call` is the last reshape of a depth-to-space."""
     if graph.op_name(call) != "relax.reshape" or not isinstance(call.args[0], relax.Var):
         return None
-    permute = calls.get(call.args[0].name)
+    permute: Any = calls.get(call.args[0].name)
     if graph.op_name(permute) != "relax.permute_dims":
         return None
-    first = calls.get(permute.args[0].name)
+    first: Any = calls.get(permute.args[0].name)
     axes = tuple(graph.call_attrs(permute)["axes"] or ())
     if graph.op_name(first) != "relax.reshape" or axes not in (_CRD, _DCR):
         return None
@@ -84,7 +88,9 @@ def _crd_order(channels: int, block: int) -> Any:
     return np.arange(channels).reshape(block * block, -1).T.reshape(-1)
 
 
-def _layer_of(data: Any, calls: dict[str, Any], users: dict[str, list[str]], layers: dict[str, graph.Layer]) -> str | None:
+def _layer_of(
+    data: Any, calls: dict[str, Any], users: dict[str, list[str]], layers: dict[str, graph.Layer]
+) -> str | None:
     """The ungrouped layer whose output, through functions of one tensor, only `data` carries."""
     name = data.name
     while len(users.get(name, [])) == 1:
@@ -101,4 +107,6 @@ def _permute_layer(call: Any, order: Any, lookup: Any) -> Any:
     if graph.op_name(call) == "relax.add":
         return relax.op.add(lookup(call.args[0]), graph.constant(value.reshape(-1)[order].reshape(value.shape)))
     axis = 0 if graph.op_name(call) == "relax.nn.conv2d" else 1
-    return relax.Call(call.op, [lookup(call.args[0]), graph.constant(value.take(order, axis))], call.attrs, list(call.ty_args))
+    return relax.Call(
+        call.op, [lookup(call.args[0]), graph.constant(value.take(order, axis))], call.attrs, list(call.ty_args)
+    )

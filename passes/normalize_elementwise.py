@@ -3,9 +3,10 @@
 Rules:
 1. `add`, `multiply`, `maximum`, `minimum` with a constant have it second.
 2. `x - c -> x + (-c)`, `x / c -> x * (1/c)`, `c - x -> (x * -1) + c`.
-3. A constant with one element that broadcasts to nothing has rank 0; a per-channel constant has shape [1, C, 1, 1] or [C].
-4. `maximum(x, 0) -> relu`; `minimum(maximum(x, lo), hi)` and the reverse -> `clip`; `clip` has float bounds, and without finite ones is
-   relu, maximum or minimum.
+3. A constant with one element that broadcasts to nothing has rank 0; a per-channel constant has shape [1, C, 1, 1] or
+   [C].
+4. `maximum(x, 0) -> relu`; `minimum(maximum(x, lo), hi)` and the reverse -> `clip`; `clip` has float bounds, and
+   without finite ones is relu, maximum or minimum.
 5. `multiply(x, sigmoid(x)) -> silu`; `power(x, 2) -> square`.
 """
 
@@ -32,6 +33,7 @@ def normalize_elementwise(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRM
     Parameters
     ----------
     mod : IRModule
+        Any module of one dataflow block.
     renamed : dict
         Gets values that turned out to be their own operand.
     """
@@ -82,7 +84,9 @@ def _shaped(constant: Any, tensor: Any) -> Any:
 def _constant_first(builder: Any, var: Any, name: str, left: Any, right: Any) -> Any:
     left = _shaped(left, right)
     if name == "relax.subtract":
-        return op.add(graph.emit_named(builder, op.multiply(right, relax.const(-1.0, "float32")), f"{var.name}.neg"), left)
+        return op.add(
+            graph.emit_named(builder, op.multiply(right, relax.const(-1.0, "float32")), f"{var.name}.neg"), left
+        )
     return {"relax.divide": op.divide, "relax.power": op.power}[name](left, right)
 
 
@@ -92,16 +96,26 @@ def _constant_second(builder: Any, name: str, left: Any, right: Any, single: boo
     if name == "relax.subtract":
         return op.add(left, graph.constant(-graph.constant_value(right)))
     if name == "relax.divide":
-        return op.multiply(left, graph.constant((1.0 / graph.constant_value(right).astype(np.float64)).astype(np.float32)))
+        return op.multiply(
+            left, graph.constant((1.0 / graph.constant_value(right).astype(np.float64)).astype(np.float32))
+        )
     if name in ("relax.maximum", "relax.minimum") and number is not None:
-        clipped = _bounded(builder, left, "relax.minimum" if name == "relax.maximum" else "relax.maximum", number, single)
+        clipped = _bounded(
+            builder, left, "relax.minimum" if name == "relax.maximum" else "relax.maximum", number, single
+        )
         if clipped is not None:
             return clipped
         if name == "relax.maximum" and number == 0.0:
             return op.nn.relu(left)
     if name == "relax.power" and number == 2.0:
         return op.square(left)
-    return {"relax.add": op.add, "relax.multiply": op.multiply, "relax.maximum": op.maximum, "relax.minimum": op.minimum, "relax.power": op.power}[name](left, right)
+    return {
+        "relax.add": op.add,
+        "relax.multiply": op.multiply,
+        "relax.maximum": op.maximum,
+        "relax.minimum": op.minimum,
+        "relax.power": op.power,
+    }[name](left, right)
 
 
 def _bounded(builder: Any, data: Any, other: str, bound: float, single: bool) -> Any:

@@ -16,7 +16,11 @@ from tvm import relax
 from lpsn_tvm import graph
 
 _REDUCE = {"relax.mean": relax.op.mean, "relax.max": relax.op.max}
-_POOL = {"relax.nn.avg_pool2d": relax.op.mean, "relax.nn.max_pool2d": relax.op.max, "relax.nn.adaptive_avg_pool2d": relax.op.mean}
+_POOL = {
+    "relax.nn.avg_pool2d": relax.op.mean,
+    "relax.nn.max_pool2d": relax.op.max,
+    "relax.nn.adaptive_avg_pool2d": relax.op.mean,
+}
 
 
 def normalize_pooling(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModule:
@@ -25,6 +29,7 @@ def normalize_pooling(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModul
     Parameters
     ----------
     mod : IRModule
+        Any module of one dataflow block.
     renamed : dict
         Untouched.
     """
@@ -75,4 +80,8 @@ def _is_global(name: str, call: Any, var: Any) -> bool:
     attrs = graph.call_attrs(call)
     if name == "relax.nn.adaptive_avg_pool2d":
         return True
-    return tuple(attrs["pool_size"]) == graph.shape_of(call.args[0])[2:] and not any(attrs["padding"]) and tuple(attrs["dilation"]) == (1, 1)
+    return (
+        tuple(attrs["pool_size"]) == graph.shape_of(call.args[0])[2:]
+        and not any(attrs["padding"])
+        and tuple(attrs["dilation"]) == (1, 1)
+    )

@@ -16,6 +16,7 @@ def remove_dead(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModule:
     Parameters
     ----------
     mod : IRModule
+        Any module of one dataflow block.
     renamed : dict
         Untouched.
     """

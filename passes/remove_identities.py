@@ -1,7 +1,7 @@
 """Remove operators that change nothing, and join reshapes of reshapes.
 
-reshape to the same shape, permute_dims in order, pad by nothing, slice of everything, concat of one, x * 1, x + 0, pooling with a 1x1 window, and
-`reshape(reshape(x))`.
+reshape to the same shape, permute_dims in order, pad by nothing, slice of everything, concat of one, x * 1, x + 0,
+pooling with a 1x1 window, and `reshape(reshape(x))`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ def remove_identities(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModul
     Parameters
     ----------
     mod : IRModule
+        Any module of one dataflow block.
     renamed : dict
         Gets the removed names.
     """

@@ -1,9 +1,11 @@
-"""Move transposes behind the operators that do not care, so that inverse pairs of channels-last exports meet and vanish.
+"""Move transposes behind the operators that do not care, so that inverse pairs of channels-last exports meet and
+vanish.
 
 Before: `t = permute_dims(x, NCHW->NHWC); b = add(t, Const[C]); r = relu(b); y = permute_dims(r, NHWC->NCHW)`.
 After: `b = add(x, Const[C, 1, 1]); y = relu(b)` (under the names b and r).
 
-A value is carried as (variable, permutation) and only materialised, under `<name>.perm`, for operators that need its own layout.
+A value is carried as (variable, permutation) and only materialised, under `<name>.perm`, for operators that need its
+own layout.
 """
 
 from __future__ import annotations
@@ -16,12 +18,11 @@ from tvm import relax
 
 from lpsn_tvm import graph
 
-_UNARY = {
-    f"relax.{name}"
-    for name in (
-        "nn.relu clip nn.leakyrelu sigmoid tanh nn.silu nn.gelu nn.gelu_tanh nn.softplus nn.selu exp log sqrt rsqrt square abs negative erf floor ceil round sin cos sign tan atan"
-    ).split()
-}
+_FUNCTIONS = (
+    "nn.relu clip nn.leakyrelu sigmoid tanh nn.silu nn.gelu nn.gelu_tanh nn.softplus nn.selu exp log sqrt rsqrt square "
+    "abs negative erf floor ceil round sin cos sign tan atan"
+)
+_UNARY = {f"relax.{name}" for name in _FUNCTIONS.split()}
 _BINARY = {f"relax.{name}" for name in "add subtract multiply divide maximum minimum power".split()}
 _REDUCE = {"relax.mean": relax.op.mean, "relax.sum": relax.op.sum, "relax.max": relax.op.max, "relax.min": relax.op.min}
 Carried = tuple[Any, tuple[int, ...]]
@@ -33,6 +34,7 @@ def sink_transposes(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModule:
     Parameters
     ----------
     mod : IRModule
+        Any module of one dataflow block.
     renamed : dict
         Gets the removed transposes that became another variable.
     """
@@ -59,7 +61,9 @@ class _Sinker:
                     if not isinstance(value, relax.Call):
                         self.plain[var] = self._materialise(value)
                     elif not self._sink(var, value):
-                        call = relax.Call(value.op, [self._materialise(a) for a in value.args], value.attrs, list(value.ty_args))
+                        call = relax.Call(
+                            value.op, [self._materialise(a) for a in value.args], value.attrs, list(value.ty_args)
+                        )
                         self.plain[var] = graph.emit_named(self.builder, call, var.name)
                 output = self.builder.emit_output(self._materialise(function.body.body))
             self.builder.emit_func_output(output)
@@ -88,7 +92,9 @@ class _Sinker:
         name = graph.op_name(call)
         if name == "relax.permute_dims":
             return self._compose(var, call)
-        lazy = [self._lazy(a) for a in (call.args[0].fields if isinstance(call.args[0], relax.Tuple) else call.args[:2])]
+        lazy = [
+            self._lazy(a) for a in (call.args[0].fields if isinstance(call.args[0], relax.Tuple) else call.args[:2])
+        ]
         first = next((item for item in lazy if item is not None), None)
         if first is None:
             return False
@@ -122,7 +128,11 @@ class _Sinker:
             return relax.Call(call.op, [self.carried[call.args[0]][0], *call.args[1:]], call.attrs, list(call.ty_args))
         if name in _BINARY:
             operands = [self._operand(argument, axes) for argument in call.args]
-            return None if any(o is None for o in operands) else relax.Call(call.op, operands, call.attrs, list(call.ty_args))
+            return (
+                None
+                if any(o is None for o in operands)
+                else relax.Call(call.op, operands, call.attrs, list(call.ty_args))
+            )
         if name == "relax.concat":
             operands = [self._operand(item, axes) for item in call.args[0].fields]
             return None if any(o is None for o in operands) else relax.op.concat(operands, axes[attrs["axis"]])
@@ -141,7 +151,9 @@ class _Sinker:
             return getattr(relax.op.nn, name.rsplit(".", 1)[1])(self.carried[call.args[0]][0], axis=axes[attrs["axis"]])
         if name == "relax.nn.prelu":
             # Canonical prelu is per axis 1, which is another axis of the base.
-            return None if axes[attrs["axis"]] != 1 else relax.op.nn.prelu(self.carried[call.args[0]][0], call.args[1], 1)
+            return (
+                None if axes[attrs["axis"]] != 1 else relax.op.nn.prelu(self.carried[call.args[0]][0], call.args[1], 1)
+            )
         return None
 
     def _reduced(self, name: str, call: Any, axes: tuple[int, ...], attrs: dict[str, Any]) -> Any:

@@ -12,10 +12,11 @@ from lpsn_tvm import graph
 from lpsn_tvm.errors import ModelError, UnsupportedOpError
 
 _NAMES = """
-add subtract multiply divide maximum minimum power clip sigmoid tanh exp log sqrt rsqrt square abs negative erf floor ceil round sin cos tan atan sign
-nn.relu nn.leakyrelu nn.prelu nn.silu nn.gelu nn.gelu_tanh nn.softplus nn.selu nn.conv2d nn.conv2d_transpose matmul concat strided_slice nn.pad reshape permute_dims
-broadcast_to take nn.pixel_shuffle image.resize2d nn.max_pool2d nn.avg_pool2d mean sum max min variance nn.softmax nn.log_softmax nn.instance_norm nn.group_norm
-nn.layer_norm
+add subtract multiply divide maximum minimum power clip sigmoid tanh exp log sqrt rsqrt square abs negative erf floor
+ceil round sin cos tan atan sign nn.relu nn.leakyrelu nn.prelu nn.silu nn.gelu nn.gelu_tanh nn.softplus nn.selu
+nn.conv2d nn.conv2d_transpose matmul concat strided_slice nn.pad reshape permute_dims broadcast_to take nn.pixel_shuffle
+image.resize2d nn.max_pool2d nn.avg_pool2d mean sum max min variance nn.softmax nn.log_softmax nn.instance_norm
+nn.group_norm nn.layer_norm
 """
 ALLOWED = frozenset(f"relax.{name}" for name in _NAMES.split())
 _COMMUTES = {"relax.add", "relax.multiply", "relax.maximum", "relax.minimum"}
@@ -59,16 +60,24 @@ def _check_output(var: Any, value: Any, mod: tvm.IRModule) -> None:
 
 
 def _check_type(var: Any) -> None:
-    if not isinstance(var.ty, relax.TensorType) or var.ty.shape is None or not all(isinstance(e, tvm.tirx.IntImm) for e in var.ty.shape.values):
+    if (
+        not isinstance(var.ty, relax.TensorType)
+        or var.ty.shape is None
+        or not all(isinstance(e, tvm.tirx.IntImm) for e in var.ty.shape.values)
+    ):
         raise ModelError(f"the shape is not static: {var.ty}", where=var.name)
     if graph.dtype_of(var) != "float32":
-        raise UnsupportedOpError(f"computes {graph.dtype_of(var)} values; only float32 networks are supported", where=f"node {var.name!r}")
+        raise UnsupportedOpError(
+            f"computes {graph.dtype_of(var)} values; only float32 networks are supported", where=f"node {var.name!r}"
+        )
 
 
 def _check_call(var: Any, call: Any) -> None:
     name = graph.op_name(call)
     if name not in ALLOWED:
-        raise UnsupportedOpError(f"operator {name or type(call.op).__name__} is not in canonical form", where=f"node {var.name!r}")
+        raise UnsupportedOpError(
+            f"operator {name or type(call.op).__name__} is not in canonical form", where=f"node {var.name!r}"
+        )
     _check_type(var)
     for argument in call.args:
         if isinstance(argument, relax.Call):
@@ -82,7 +91,12 @@ def _check_call(var: Any, call: Any) -> None:
         raise ModelError(f"rule 5: padding is (top, left, bottom, right), not {attrs['padding']}", where=var.name)
     if attrs.get("ceil_mode"):
         raise ModelError("pooling has ceil_mode False", where=var.name)
-    if name == "relax.mean" and len(graph.shape_of(call.args[0])) == 4 and tuple(attrs["axis"] or ()) == (2, 3) and not attrs["keepdims"]:
+    if (
+        name == "relax.mean"
+        and len(graph.shape_of(call.args[0])) == 4
+        and tuple(attrs["axis"] or ()) == (2, 3)
+        and not attrs["keepdims"]
+    ):
         raise ModelError("rule 6: global average pooling keeps its dimensions", where=var.name)
 
 
@@ -105,6 +119,8 @@ def _check_layers(mod: tvm.IRModule) -> None:
             raise ModelError("rule 3: only the bias reads an accumulator, which is called <layer>.acc", where=var.name)
     for layer in layers.values():
         if layer.bias.size != layer.out_channels:
-            raise ModelError(f"rule 3: the bias has {layer.bias.size} values for {layer.out_channels} channels", where=layer.name)
+            raise ModelError(
+                f"rule 3: the bias has {layer.bias.size} values for {layer.out_channels} channels", where=layer.name
+            )
         if not np.isfinite(layer.weight).all() or not np.isfinite(layer.bias).all():
             raise ModelError("the weights are not finite (NaN or infinity)", where=f"layer {layer.name!r}")

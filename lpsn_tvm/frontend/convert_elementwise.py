@@ -167,6 +167,13 @@ def identity(node: Node) -> Expr:
     return node.inputs[0]
 
 
+def identity_cast_like(node: Node) -> Expr:
+    """CastLike between float tensors."""
+    if graph.dtype_of(node.inputs[0]) != "float32" or graph.dtype_of(node.inputs[1]) != "float32":
+        raise node.unsupported("casts to or from types other than float32 are not supported at run time")
+    return node.inputs[0]
+
+
 def cast(node: Node) -> Expr:
     """A cast between float types is the identity here: everything is float32."""
     if graph.dtype_of(node.inputs[0]) != "float32" or node.attrs.get("to") != 1:
@@ -174,23 +181,59 @@ def cast(node: Node) -> Expr:
     return node.inputs[0]
 
 
+_UNARY: dict[str, Callable[[Expr], Expr]] = {
+    "Relu": op.nn.relu,
+    "Sigmoid": op.sigmoid,
+    "Tanh": op.tanh,
+    "Exp": op.exp,
+    "Log": op.log,
+    "Sqrt": op.sqrt,
+    "Abs": op.abs,
+    "Neg": op.negative,
+    "Erf": op.erf,
+    "Floor": op.floor,
+    "Ceil": op.ceil,
+    "Round": op.round,
+    "Sin": op.sin,
+    "Cos": op.cos,
+    "Tan": op.tan,
+    "Atan": op.atan,
+    "Sign": op.sign,
+    "Softplus": op.nn.softplus,
+}
+_BINARY: dict[str, Callable[[Expr, Expr], Expr]] = {
+    "Add": op.add,
+    "Sub": op.subtract,
+    "Mul": op.multiply,
+    "Div": op.divide,
+    "Pow": op.power,
+}
+
 CONVERTERS: dict[str, Callable[[Node], Expr]] = {
-    **{
-        name: unary(function)
-        for name, function in {
-            "Relu": op.nn.relu, "Sigmoid": op.sigmoid, "Tanh": op.tanh, "Exp": op.exp, "Log": op.log, "Sqrt": op.sqrt, "Abs": op.abs,
-            "Neg": op.negative, "Erf": op.erf, "Floor": op.floor, "Ceil": op.ceil, "Round": op.round, "Sin": op.sin, "Cos": op.cos, "Tan": op.tan,
-            "Atan": op.atan, "Sign": op.sign, "Softplus": op.nn.softplus,
-        }.items()
-    },
-    **{
-        name: binary(function)
-        for name, function in {"Add": op.add, "Sub": op.subtract, "Mul": op.multiply, "Div": op.divide, "Pow": op.power}.items()
-    },
-    "Sum": variadic(op.add), "Max": variadic(op.maximum), "Min": variadic(op.minimum), "Mean": variadic(op.add, mean=True),
+    **{name: unary(function) for name, function in _UNARY.items()},
+    **{name: binary(function) for name, function in _BINARY.items()},
+    "Sum": variadic(op.add),
+    "Max": variadic(op.maximum),
+    "Min": variadic(op.minimum),
+    "Mean": variadic(op.add, mean=True),
     "Reciprocal": lambda node: node.emit(op.divide(scalar(1.0), node.inputs[0])),
-    "Clip": clip, "LeakyRelu": leaky_relu, "PRelu": prelu, "HardSigmoid": hard_sigmoid, "HardSwish": hard_swish, "Elu": elu, "Celu": elu, "Selu": selu,
-    "Gelu": gelu, "Swish": swish, "Mish": mish, "Softsign": softsign, "ThresholdedRelu": thresholded_relu,
-    "Softmax": softmax(op.nn.softmax), "LogSoftmax": softmax(op.nn.log_softmax),
-    "Identity": identity, "Dropout": identity, "Cast": cast, "CastLike": cast,
-}  # fmt: skip
+    "Clip": clip,
+    "LeakyRelu": leaky_relu,
+    "PRelu": prelu,
+    "HardSigmoid": hard_sigmoid,
+    "HardSwish": hard_swish,
+    "Elu": elu,
+    "Celu": elu,
+    "Selu": selu,
+    "Gelu": gelu,
+    "Swish": swish,
+    "Mish": mish,
+    "Softsign": softsign,
+    "ThresholdedRelu": thresholded_relu,
+    "Softmax": softmax(op.nn.softmax),
+    "LogSoftmax": softmax(op.nn.log_softmax),
+    "Identity": identity,
+    "Dropout": identity,
+    "Cast": cast,
+    "CastLike": identity_cast_like,
+}

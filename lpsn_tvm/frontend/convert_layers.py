@@ -1,6 +1,7 @@
 """Converters of weighted layers and normalizations: convolutions, dense, batch and instance norm.
 
-Source: the ONNX operator specifications of Conv, ConvTranspose, Gemm, MatMul, BatchNormalization, InstanceNormalization.
+Source: the ONNX operator specifications of Conv, ConvTranspose, Gemm, MatMul, BatchNormalization,
+InstanceNormalization.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from lpsn_tvm.frontend.node import Array, Expr, Node
 op = relax.op
 
 
-def same_padding(extents: tuple[int, ...], window: list[int], strides: tuple[int, ...], auto_pad: str) -> tuple[int, ...]:
-    """Begin and end padding of `auto_pad` SAME_UPPER / SAME_LOWER; `window` is the dilated kernel. All begins, then all ends."""
+def same_padding(
+    extents: tuple[int, ...], window: list[int], strides: tuple[int, ...], auto_pad: str
+) -> tuple[int, ...]:
+    """Begin and end padding of `auto_pad` SAME_UPPER / SAME_LOWER; `window` is the dilated kernel. All begins, then all
+    ends.
+    """
     total = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in zip(extents, window, strides, strict=True)]
     small = [t // 2 for t in total]
     large = [t - t // 2 for t in total]
@@ -39,15 +44,25 @@ def conv(node: Node) -> Expr:
     return _conv2d(node, node.inputs[0], weight, strides, padding, dilation)
 
 
-def _conv2d(node: Node, data: Expr, weight: Array, strides: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]) -> Expr:
+def _conv2d(
+    node: Node, data: Expr, weight: Array, strides: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
+) -> Expr:
     """Negative padding (a crop) becomes a slice in front."""
     if min(padding) < 0:
         top, left, bottom, right = padding
         height, width = graph.shape_of(data)[2:]
-        crop = op.strided_slice(data, [2, 3], [max(-top, 0), max(-left, 0)], [height + min(bottom, 0), width + min(right, 0)], [1, 1])
+        crop = op.strided_slice(
+            data, [2, 3], [max(-top, 0), max(-left, 0)], [height + min(bottom, 0), width + min(right, 0)], [1, 1]
+        )
         data, padding = node.emit(crop, ""), tuple(max(p, 0) for p in padding)
     call = op.nn.conv2d(
-        data, graph.constant(weight), strides=strides, padding=padding, dilation=dilation, groups=int(node.attrs.get("group", 1)), out_dtype="float32"
+        data,
+        graph.constant(weight),
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+        groups=int(node.attrs.get("group", 1)),
+        out_dtype="float32",
     )
     return _with_bias(node, call)
 
@@ -72,7 +87,9 @@ def _with_bias(node: Node, call: Expr) -> Expr:
 
 
 def conv_transpose(node: Node) -> Expr:
-    """ConvTranspose -> nn.conv2d_transpose; dilated kernels are spread out, `output_shape` and `auto_pad` resolved, negative padding becomes output padding."""
+    """ConvTranspose -> nn.conv2d_transpose; dilated kernels are spread out, `output_shape` and `auto_pad` resolved,
+    negative padding becomes output padding.
+    """
     weight = _weight(node)
     if len(node.shape()) != 4:
         raise node.unsupported(f"transposed convolution over {len(node.shape()) - 2} dimensions; supported are 2")
@@ -83,7 +100,8 @@ def conv_transpose(node: Node) -> Expr:
     begin, end = _transposed_padding(node, full, extra, strides)
     crop = None
     for axis in range(2):
-        # What output_padding cannot hold (it must stay below the stride) is extra zeros at the end, cut from `end` first.
+        # What output_padding cannot hold (it must stay below the stride) is extra zeros at the end, cut from `end`
+        # first.
         taken = min(extra[axis], max(end[axis], 0))
         end[axis], extra[axis] = end[axis] - taken, extra[axis] - taken
         if end[axis] < 0:
@@ -95,13 +113,21 @@ def conv_transpose(node: Node) -> Expr:
     if crop is not None:
         raise node.unsupported(f"output_padding {tuple(extra)} must be smaller than strides {strides}")
     call = op.nn.conv2d_transpose(
-        node.inputs[0], graph.constant(weight), strides=strides, padding=(*begin, *end), output_padding=tuple(extra), dilation=(1, 1),
-        groups=int(node.attrs.get("group", 1)), out_dtype="float32",
+        node.inputs[0],
+        graph.constant(weight),
+        strides=strides,
+        padding=(*begin, *end),
+        output_padding=tuple(extra),
+        dilation=(1, 1),
+        groups=int(node.attrs.get("group", 1)),
+        out_dtype="float32",
     )
     return _with_bias(node, call)
 
 
-def _transposed_padding(node: Node, full: list[int], extra: list[int], strides: tuple[int, ...]) -> tuple[list[int], list[int]]:
+def _transposed_padding(
+    node: Node, full: list[int], extra: list[int], strides: tuple[int, ...]
+) -> tuple[list[int], list[int]]:
     auto_pad = node.attrs.get("auto_pad", "NOTSET")
     wanted = node.attrs.get("output_shape")
     if wanted is None and auto_pad in ("SAME_UPPER", "SAME_LOWER"):
@@ -184,7 +210,11 @@ def instance_norm(node: Node) -> Expr:
     rank = len(node.shape())
     gamma, beta = (graph.constant(np.asarray(node.constant(i, "a parameter"), np.float32)) for i in (1, 2))
     axes = list(range(2, rank))
-    return node.emit(op.nn.instance_norm(node.inputs[0], gamma, beta, channel_axis=1, axes=axes, epsilon=float(node.attrs.get("epsilon", 1e-5))))
+    return node.emit(
+        op.nn.instance_norm(
+            node.inputs[0], gamma, beta, channel_axis=1, axes=axes, epsilon=float(node.attrs.get("epsilon", 1e-5))
+        )
+    )
 
 
 def group_norm(node: Node) -> Expr:
@@ -196,7 +226,9 @@ def group_norm(node: Node) -> Expr:
         parameters.append(graph.constant(np.repeat(value, channels // value.size)))
     axes = list(range(2, rank))
     epsilon = float(node.attrs.get("epsilon", 1e-5))
-    return node.emit(op.nn.group_norm(node.inputs[0], *parameters, num_groups=groups, channel_axis=1, axes=axes, epsilon=epsilon))
+    return node.emit(
+        op.nn.group_norm(node.inputs[0], *parameters, num_groups=groups, channel_axis=1, axes=axes, epsilon=epsilon)
+    )
 
 
 def layer_norm(node: Node) -> Expr:
@@ -210,7 +242,9 @@ def layer_norm(node: Node) -> Expr:
     bias = node.constant(2, "the bias")
     beta = np.zeros(extents, np.float32) if bias is None else np.broadcast_to(bias.astype(np.float32), extents)
     epsilon = float(node.attrs.get("epsilon", 1e-5))
-    return node.emit(op.nn.layer_norm(node.inputs[0], graph.constant(gamma), graph.constant(beta), axes=axes, epsilon=epsilon))
+    return node.emit(
+        op.nn.layer_norm(node.inputs[0], graph.constant(gamma), graph.constant(beta), axes=axes, epsilon=epsilon)
+    )
 
 
 def _weight(node: Node) -> Array:

@@ -1,7 +1,7 @@
 """Converters of poolings and reductions.
 
-`ceil_mode` is resolved here: the windows that hang over the end are expressed as padding, so that nothing behind has to know it.
-Source: the ONNX operator specifications of MaxPool, AveragePool, GlobalAveragePool, ReduceMean.
+`ceil_mode` is resolved here: the windows that hang over the end are expressed as padding, so that nothing behind has to
+know it. Source: the ONNX operator specifications of MaxPool, AveragePool, GlobalAveragePool, ReduceMean.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def max_pool(node: Node) -> Expr:
 
 
 def average_pool(node: Node) -> Expr:
-    """AveragePool -> nn.avg_pool2d; where padding counts and the overhang does not, the padding becomes an explicit zero pad."""
+    """AveragePool -> nn.avg_pool2d; where padding counts and the overhang does not, the padding becomes an explicit
+    zero pad.
+    """
     if len(node.shape()) == 3:
         return _pool1d(node, average_pool)
     kernel, strides, dilation, pads, overhang = _windows(node)

@@ -1,7 +1,8 @@
 """Converter of Resize and Upsample.
 
-Relax computes coordinates from the ratio of the extents, ONNX from the given scales; the two differ where `extent * scale` is not whole. Source positions of
-both are compared here, so that what is imported means what the model says. Source: the ONNX operator specification of Resize.
+Relax computes coordinates from the ratio of the extents, ONNX from the given scales; the two differ where `extent *
+scale` is not whole. Source positions of both are compared here, so that what is imported means what the model says.
+Source: the ONNX operator specification of Resize.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def resize(node: Node) -> Expr:
     if len(shape) != 4:
         raise node.unsupported(f"resize of {len(shape)} dimensions; supported are 4")
     size, scales = _target(node)
-    mode = {"nearest": "nearest_neighbor", "bilinear": "linear"}.get(node.attrs.get("mode", "nearest"), node.attrs.get("mode", "nearest"))
+    mode = {"nearest": "nearest_neighbor", "bilinear": "linear"}.get(
+        node.attrs.get("mode", "nearest"), node.attrs.get("mode", "nearest")
+    )
     upsample = node.op_type == "Upsample" or node.opset < 11
     coordinates = "asymmetric" if upsample else node.attrs.get("coordinate_transformation_mode", "half_pixel")
     rounding = "floor" if upsample else node.attrs.get("nearest_mode", "round_prefer_floor")
@@ -57,12 +60,20 @@ def resize(node: Node) -> Expr:
         raise node.unsupported(f"scales {scales} of {shape[2:]} do not give whole sizes; export the model with `sizes`")
     cubic = float(node.attrs.get("cubic_coeff_a", -0.75))
     call = op.image.resize2d(
-        node.inputs[0], relax.ShapeExpr(list(size)), layout="NCHW", method=mode, coordinate_transformation_mode=ours[0], rounding_method=ours[1], cubic_alpha=cubic
+        node.inputs[0],
+        relax.ShapeExpr(list(size)),
+        layout="NCHW",
+        method=mode,
+        coordinate_transformation_mode=ours[0],
+        rounding_method=ours[1],
+        cubic_alpha=cubic,
     )
     return node.emit(call)
 
 
-def _coordinates(node: Node, size: tuple[int, int], scales: tuple[float, float], mode: str, coordinates: str, rounding: str) -> tuple[str, str] | None:
+def _coordinates(
+    node: Node, size: tuple[int, int], scales: tuple[float, float], mode: str, coordinates: str, rounding: str
+) -> tuple[str, str] | None:
     """Modes under which Relax reads the positions that the model means; the simplest first."""
     extents = node.shape()[2:]
     wanted = [positions(n, m, s, coordinates) for n, m, s in zip(extents, size, scales, strict=True)]

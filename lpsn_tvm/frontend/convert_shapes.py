@@ -6,6 +6,7 @@ Source: the ONNX operator specifications of the operators named in `CONVERTERS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from lpsn_tvm.frontend.node import Expr, Node
 op = relax.op
 
 
-def reshape_to(node: Node, shape: Sequence[int]) -> Expr:
+def reshape_to(node: Node, shape: Sequence[Any]) -> Expr:
     """Bind a reshape of the first operand."""
     return node.emit(op.reshape(node.inputs[0], tuple(int(extent) for extent in shape)))
 
@@ -30,7 +31,9 @@ def reshape(node: Node) -> Expr:
     if not node.attrs.get("allowzero", 0):
         target = tuple(shape[index] if extent == 0 else extent for index, extent in enumerate(target))
     known = int(np.prod([extent for extent in target if extent != -1], dtype=np.int64))
-    return reshape_to(node, [int(np.prod(shape, dtype=np.int64)) // known if extent == -1 else extent for extent in target])
+    return reshape_to(
+        node, [int(np.prod(shape, dtype=np.int64)) // known if extent == -1 else extent for extent in target]
+    )
 
 
 def flatten(node: Node) -> Expr:
@@ -45,7 +48,11 @@ def squeeze(node: Node) -> Expr:
     """Squeeze -> reshape."""
     shape = node.shape()
     axes = node.integers("axes", 1)
-    dropped = {axis % len(shape) for axis in axes} if axes is not None else {i for i, extent in enumerate(shape) if extent == 1}
+    dropped = (
+        {axis % len(shape) for axis in axes}
+        if axes is not None
+        else {i for i, extent in enumerate(shape) if extent == 1}
+    )
     if any(shape[axis] != 1 for axis in dropped):
         raise node.unsupported(f"axes {sorted(dropped)} of shape {shape} are not all 1")
     return reshape_to(node, [extent for index, extent in enumerate(shape) if index not in dropped])
@@ -63,7 +70,9 @@ def unsqueeze(node: Node) -> Expr:
 def transpose(node: Node) -> Expr:
     """Transpose -> permute_dims, axes always given."""
     rank = len(node.shape())
-    return node.emit(op.permute_dims(node.inputs[0], [int(axis) for axis in node.attrs.get("perm", range(rank - 1, -1, -1))]))
+    return node.emit(
+        op.permute_dims(node.inputs[0], [int(axis) for axis in node.attrs.get("perm", range(rank - 1, -1, -1))])
+    )
 
 
 def concat(node: Node) -> Expr:
@@ -73,7 +82,9 @@ def concat(node: Node) -> Expr:
     return node.emit(op.concat(list(node.inputs), int(node.attrs["axis"]) % len(node.shape())))
 
 
-def strided_slice(data: Expr, axes: Sequence[int], begin: Sequence[int], end: Sequence[int], strides: Sequence[int]) -> Expr:
+def strided_slice(
+    data: Expr, axes: Sequence[int], begin: Sequence[int], end: Sequence[int], strides: Sequence[int]
+) -> Expr:
     """A slice call with resolved bounds; `end` is -(extent + 1) where a negative stride runs through element 0."""
     return op.strided_slice(data, list(axes), list(begin), list(end), list(strides))
 
@@ -90,7 +101,7 @@ def split(node: Node) -> list[Expr]:
     edges = np.cumsum((0, *sizes)).tolist()
     return [
         node.emit(strided_slice(node.inputs[0], [axis], [begin], [end], [1]), str(index))
-        for index, (begin, end) in enumerate(zip(edges[:-1], edges[1:], strict=True))
+        for index, (begin, end) in enumerate(pairwise(edges))
     ]
 
 

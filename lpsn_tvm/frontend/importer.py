@@ -1,7 +1,8 @@
 """ONNX graph -> raw Relax: one converter per operator, every result bound under the exact name of its node.
 
-TVM's own importer is not used: it renames values, leaves compiled functions (`call_tir`) for Clip, Pad and Tile that no pass can look into, and
-knows neither `ceil_mode` nor scale semantics of ONNX exactly. The converters here emit the conventions of `canonicalize` directly.
+TVM's own importer is not used: it renames values, leaves compiled functions (`call_tir`) for Clip, Pad and Tile that no
+pass can look into, and knows neither `ceil_mode` nor scale semantics of ONNX exactly. The converters here emit the
+conventions of `canonicalize` directly.
 """
 
 from __future__ import annotations
@@ -31,7 +32,16 @@ CONVERTERS: dict[str, Callable[[Node], Any]] = {
     **convert_shapes.CONVERTERS,
     **convert_resize.CONVERTERS,
 }
-INTEGER_OPS = {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QLinearAdd", "QLinearMul", "QLinearGlobalAveragePool", "DynamicQuantizeLinear"}
+INTEGER_OPS = {
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+    "QLinearAdd",
+    "QLinearMul",
+    "QLinearGlobalAveragePool",
+    "DynamicQuantizeLinear",
+}
 
 
 @dataclass(frozen=True)
@@ -61,12 +71,15 @@ class ImportedModel:
     @property
     def signature(self) -> dict[str, tuple[int, ...]]:
         """Input names and shapes."""
-        return {name: graph.shape_of(param) for name, param in zip(self.input_names, self.mod["main"].params, strict=True)}
+        return {
+            name: graph.shape_of(param) for name, param in zip(self.input_names, self.mod["main"].params, strict=True)
+        }
 
     def canonical_qdq(self, mod: tvm.IRModule, renamed: dict[str, str]) -> dict[str, QuantParams]:
         """`qdq` with the names of the canonical module `mod`; `renamed` is what `canonicalize` filled.
 
-        A value that was folded into the layer before it (batch norm) replaces what that layer had: its own old output no longer exists.
+        A value that was folded into the layer before it (batch norm) replaces what that layer had: its own old output
+        no longer exists.
         """
         present = {param.name for param in mod["main"].params} | {var.name for var, _ in graph.bindings(mod)}
         kept = {name: params for name, params in self.qdq.items() if name in present}
@@ -87,7 +100,11 @@ def import_model(model: onnx.ModelProto) -> ImportedModel:
     importer = _Importer(model)
     mod = importer.run()
     found = qdq.from_metadata(model)
-    activations = {importer.values[name].name: params for name, params in found.activations.items() if isinstance(importer.values.get(name), relax.Var)}
+    activations = {
+        importer.values[name].name: params
+        for name, params in found.activations.items()
+        if isinstance(importer.values.get(name), relax.Var)
+    }
     weights = {layer: params for layer, params in found.weights.items() if layer in importer.node_names}
     variables = {name: expr.name for name, expr in importer.values.items() if isinstance(expr, relax.Var)}
     return ImportedModel(mod, importer.input_names, importer.output_names, activations, weights, variables)
@@ -133,7 +150,10 @@ class _Importer:
     def _check_operators(self) -> None:
         for node in self.model.graph.node:
             if node.domain not in ("", "ai.onnx"):
-                raise UnsupportedOpError(f"operator {node.op_type} of domain {node.domain!r}; only the default ONNX domain is supported", where=_where(node))
+                raise UnsupportedOpError(
+                    f"operator {node.op_type} of domain {node.domain!r}; only the default ONNX domain is supported",
+                    where=_where(node),
+                )
             if node.op_type in INTEGER_OPS:
                 raise UnsupportedOpError(
                     f"operator {node.op_type} of domain 'ai.onnx' computes in integers; export the model in QDQ format "
@@ -141,7 +161,10 @@ class _Importer:
                     where=_where(node),
                 )
             if node.op_type not in CONVERTERS and node.op_type != "Constant":
-                raise UnsupportedOpError(f"operator {node.op_type} of domain 'ai.onnx' (opset {self.opset}) cannot be imported", where=_where(node))
+                raise UnsupportedOpError(
+                    f"operator {node.op_type} of domain 'ai.onnx' (opset {self.opset}) cannot be imported",
+                    where=_where(node),
+                )
 
     def _convert(self, proto: onnx.NodeProto) -> None:
         attrs = _attributes(proto)
@@ -150,7 +173,9 @@ class _Importer:
             return
         inputs = [self.values[name] for name in proto.input]
         if not any(isinstance(value, relax.Var) for value in inputs):
-            raise ModelError("does not depend on any input of the model", where=_where(proto))  # the simplifier folds all but outputs
+            raise ModelError(
+                "does not depend on any input of the model", where=_where(proto)
+            )  # the simplifier folds all but outputs
         node = Node(proto.name, proto.op_type, inputs, attrs, len(proto.output), self.opset, self.emitter)
         try:
             results = CONVERTERS[proto.op_type](node)
@@ -180,7 +205,13 @@ def _attributes(proto: onnx.NodeProto) -> dict[str, Any]:
 
 
 def _constant_node(proto: onnx.NodeProto, attrs: dict[str, Any]) -> Any:
-    for name, dtype in (("value", None), ("value_float", "float32"), ("value_floats", "float32"), ("value_int", "int64"), ("value_ints", "int64")):
+    for name, dtype in (
+        ("value", None),
+        ("value_float", "float32"),
+        ("value_floats", "float32"),
+        ("value_int", "int64"),
+        ("value_ints", "int64"),
+    ):
         if name in attrs:
             return np.asarray(attrs[name], dtype)
     raise UnsupportedOpError(f"a constant that holds {', '.join(attrs)}", where=_where(proto))

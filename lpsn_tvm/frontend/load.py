@@ -24,8 +24,9 @@ def load_model(
 ) -> onnx.ModelProto:
     """Read a model and bring it into the form that `import_model` takes.
 
-    The result is a new model: float32 throughout, initializers not listed as inputs, every input static, every node under a unique name, no shape
-    arithmetic, no quantize / dequantize pairs (their scales are kept in its metadata for `import_model`).
+    The result is a new model: float32 throughout, initializers not listed as inputs, every input static, every node
+    under a unique name, no shape arithmetic, no quantize / dequantize pairs (their scales are kept in its metadata for
+    `import_model`).
 
     Parameters
     ----------
@@ -39,7 +40,8 @@ def load_model(
     Raises
     ------
     ModelError
-        Missing file, not ONNX, truncated, opset or IR too old or too new, malformed graph, unknown input name, wrong rank, dimension left dynamic.
+        Missing file, not ONNX, truncated, opset or IR too old or too new, malformed graph, unknown input name, wrong
+        rank, dimension left dynamic.
     UnsupportedOpError
         Integer-only quantized operators, or quantization that is not in pairs.
     """
@@ -64,7 +66,10 @@ def _read(source: str | os.PathLike[str] | bytes | onnx.ModelProto, where: str) 
 
     if isinstance(source, onnx.ModelProto):
         if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in source.graph.initializer):
-            raise ModelError("the model's weights are in external files that a ModelProto cannot find; give the path instead", where=where)
+            raise ModelError(
+                "the model's weights are in external files that a ModelProto cannot find; give the path instead",
+                where=where,
+            )
         copy = onnx.ModelProto()
         copy.CopyFrom(source)
         return copy
@@ -100,7 +105,10 @@ def _resolve_external_data(model: onnx.ModelProto, folder: Path | None, where: s
     if not external:
         return
     if folder is None:
-        raise ModelError(f"tensor {external[0]!r} is in an external file; bytes have no folder to find it in, give the path instead", where=where)
+        raise ModelError(
+            f"tensor {external[0]!r} is in an external file; bytes have no folder to find it in, give the path instead",
+            where=where,
+        )
     try:
         onnx.load_external_data_for_model(model, str(folder))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
@@ -114,13 +122,17 @@ def _check_versions(model: onnx.ModelProto, where: str) -> None:
         raise ModelError("not an ONNX model: it has no IR version or no graph", where=where)
     if model.ir_version > onnx.IR_VERSION:
         raise ModelError(
-            f"IR version {model.ir_version} is newer than this onnx package knows ({onnx.IR_VERSION}); upgrade onnx or export an older version",
+            f"IR version {model.ir_version} is newer than this onnx package knows ({onnx.IR_VERSION}); upgrade onnx or "
+            "export an older version",
             where=where,
         )
     opset = opset_of(model)
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
-        raise ModelError(f"opset {opset} is too {'old' if opset < OLDEST_OPSET else 'new'}; allowed are {OLDEST_OPSET} to {newest}", where=where)
+        raise ModelError(
+            f"opset {opset} is too {'old' if opset < OLDEST_OPSET else 'new'}; allowed are {OLDEST_OPSET} to {newest}",
+            where=where,
+        )
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -139,7 +151,8 @@ def _check_structure(model: onnx.ModelProto, where: str) -> None:
         raise ModelError("models over 2 GiB are not supported", where=where)
     # The checker insists on a shape for every input and output; runtimes do not, and models without are common.
     values = (*model.graph.input, *model.graph.output)
-    unshaped = [value.type.tensor_type for value in values if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")]
+    tensors = [value.type.tensor_type for value in values if value.type.HasField("tensor_type")]
+    unshaped = [tensor for tensor in tensors if not tensor.HasField("shape")]
     for tensor in unshaped:
         tensor.shape.SetInParent()
     try:

@@ -19,7 +19,8 @@ Array = npt.NDArray[Any]
 class Emitter:
     """Binds expressions under names that are unique in the whole function.
 
-    The name of a node belongs to its last binding; bindings before it get `<node>.1`, `<node>.2`, ... so that a reader can tell whose they are.
+    The name of a node belongs to its last binding; bindings before it get `<node>.1`, `<node>.2`, ... so that a reader
+    can tell whose they are.
     """
 
     def __init__(self, builder: relax.BlockBuilder, taken: set[str]) -> None:

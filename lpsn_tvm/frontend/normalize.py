@@ -26,7 +26,7 @@ def inputs_without_initializers(model: onnx.ModelProto) -> None:
 
 
 def inline_functions(model: onnx.ModelProto) -> None:
-    """Replace calls of the model's own functions by their bodies (exporters of recent years write layers as functions)."""
+    """Replace calls of the model's own functions by their bodies: recent exporters write layers as functions."""
     if not model.functions:
         return
     import onnx.inliner
@@ -35,7 +35,9 @@ def inline_functions(model: onnx.ModelProto) -> None:
 
 
 def unique_node_names(model: onnx.ModelProto) -> None:
-    """Give every node a unique non-empty name that is no input's name either; an unnamed node is called after its first output."""
+    """Give every node a unique non-empty name that is no input's name either; an unnamed node is called after its first
+    output.
+    """
     taken = {value.name for value in model.graph.input}
     given = {node.name for node in model.graph.node if node.name}
     for node in model.graph.node:
@@ -48,7 +50,8 @@ def unique_node_names(model: onnx.ModelProto) -> None:
 
 
 def to_float32(model: onnx.ModelProto) -> None:
-    """Turn float16, bfloat16 and float64 weights, casts, inputs and outputs into float32; integer image inputs lose their cast.
+    """Turn float16, bfloat16 and float64 weights, casts, inputs and outputs into float32; integer image inputs lose
+    their cast.
 
     Raises
     ------
@@ -79,21 +82,28 @@ def to_float32(model: onnx.ModelProto) -> None:
 
 
 def _float_input(model: onnx.ModelProto, value: onnx.ValueInfoProto) -> None:
-    """An integer input that is only read by casts to float becomes a float input: integers up to 2**24 are exact in float32."""
+    """An integer input that is only read by casts to float becomes a float input: integers up to 2**24 are exact in
+    float32.
+    """
     from onnx import TensorProto, helper
 
     users = [node for node in model.graph.node if value.name in node.input]
     casts = all(n.op_type == "Cast" and helper.get_node_attr_value(n, "to") == TensorProto.FLOAT for n in users)
     kind = TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
     if not casts:
-        raise ModelError(f"input of type {kind}; allowed are float types, or integers that the model first casts to float", where=value.name)
+        raise ModelError(
+            f"input of type {kind}; allowed are float types, or integers that the model first casts to float",
+            where=value.name,
+        )
     value.type.tensor_type.elem_type = TensorProto.FLOAT
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[tuple[Any, Any]]:
     """Every weight-like tensor with the message that holds it."""
     if graph.sparse_initializer:
-        raise UnsupportedOpError("sparse initializers are not supported; export dense weights", where=graph.sparse_initializer[0].values.name)
+        raise UnsupportedOpError(
+            "sparse initializers are not supported; export dense weights", where=graph.sparse_initializer[0].values.name
+        )
     for tensor in graph.initializer:
         yield tensor, tensor
     for node in graph.node:

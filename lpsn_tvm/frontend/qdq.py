@@ -1,7 +1,8 @@
 """Take the QuantizeLinear / DequantizeLinear pairs out of a model and keep their scales.
 
-A pair on an activation disappears; where its range starts at zero it also did the work of a ReLU that the exporting tool removed, so a Clip takes
-its place unless the value cannot be negative anyway. A dequantized weight becomes a float weight. What was found travels in the model's metadata.
+A pair on an activation disappears; where its range starts at zero it also did the work of a ReLU that the exporting
+tool removed, so a Clip takes its place unless the value cannot be negative anyway. A dequantized weight becomes a float
+weight. What was found travels in the model's metadata.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ Array = npt.NDArray[Any]
 KEY = "lpsn_tvm.qdq"
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _NOT_NEGATIVE = {"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Abs", "Sqrt", "Softplus"}
-_PASS_ON = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Concat", "Slice", "Split", "Resize",
-            "DepthToSpace", "Identity", "Dropout", "QuantizeLinear", "DequantizeLinear"}  # fmt: skip
+_PASS_ON = set(
+    "MaxPool AveragePool GlobalAveragePool GlobalMaxPool Reshape Flatten Transpose Squeeze Unsqueeze Concat Slice "
+    "Split Resize DepthToSpace Identity Dropout QuantizeLinear DequantizeLinear".split()
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ def strip_to_metadata(model: onnx.ModelProto) -> None:
     found = _Stripper(model).run()
     entry = model.metadata_props.add()
     entry.key = KEY
-    entry.value = json.dumps({kind: {name: _to_json(p) for name, p in getattr(found, kind).items()} for kind in ("activations", "weights")})
+    entry.value = json.dumps(
+        {kind: {name: _to_json(p) for name, p in getattr(found, kind).items()} for kind in ("activations", "weights")}
+    )
 
 
 def from_metadata(model: onnx.ModelProto) -> Found:
@@ -50,17 +55,27 @@ def from_metadata(model: onnx.ModelProto) -> Found:
     for entry in model.metadata_props:
         if entry.key == KEY:
             data = json.loads(entry.value)
-            return Found(*({name: _from_json(p) for name, p in data[kind].items()} for kind in ("activations", "weights")))
+            return Found(
+                *({name: _from_json(p) for name, p in data[kind].items()} for kind in ("activations", "weights"))
+            )
     return Found()
 
 
 def _to_json(params: QuantParams) -> dict[str, Any]:
     scale = np.asarray(params.scale, np.float32)
-    return {"scale": scale.tolist(), "zero_point": params.zero_point, "bits": params.bits, "signed": params.signed, "axis": params.axis}
+    return {
+        "scale": scale.tolist(),
+        "zero_point": params.zero_point,
+        "bits": params.bits,
+        "signed": params.signed,
+        "axis": params.axis,
+    }
 
 
 def _from_json(data: dict[str, Any]) -> QuantParams:
-    return QuantParams(np.asarray(data["scale"], np.float32), data["zero_point"], data["bits"], data["signed"], data["axis"])
+    return QuantParams(
+        np.asarray(data["scale"], np.float32), data["zero_point"], data["bits"], data["signed"], data["axis"]
+    )
 
 
 class _Stripper:
@@ -68,7 +83,9 @@ class _Stripper:
         from onnx import numpy_helper
 
         self.model = model
-        self.constants: dict[str, Array] = {t.name: np.asarray(numpy_helper.to_array(t)) for t in model.graph.initializer}
+        self.constants: dict[str, Array] = {
+            t.name: np.asarray(numpy_helper.to_array(t)) for t in model.graph.initializer
+        }
         for node in model.graph.node:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
                 self.constants[node.output[0]] = np.asarray(numpy_helper.to_array(node.attribute[0].t))
@@ -90,13 +107,18 @@ class _Stripper:
                 self._dequantize(node)
             else:
                 if any(name in self.quantized for name in node.input):
-                    raise UnsupportedOpError("computes on quantized values; export the model in QDQ format with a pair around every operator", where=_where(node))
+                    raise UnsupportedOpError(
+                        "computes on quantized values; export in QDQ format, with a pair around every operator",
+                        where=_where(node),
+                    )
                 if node.op_type in _LAYERS and node.input[1] in self.weights:
                     self._weight_of(node)
                 kept.append(node)
         for name in outputs & (set(self.quantized) | set(self.replaced)):
             if name in self.quantized:
-                raise UnsupportedOpError("the output is quantized; end the model with a DequantizeLinear", where=f"output {name!r}")
+                raise UnsupportedOpError(
+                    "the output is quantized; end the model with a DequantizeLinear", where=f"output {name!r}"
+                )
             kept.append(self._identity(self.replaced[name], name))
         del self.model.graph.node[:]
         self.model.graph.node.extend(kept)
@@ -115,7 +137,9 @@ class _Stripper:
         source, out = node.input[0], node.output[0]
         params = self._params(node)
         if source in self.constants:
-            self.constants[out] = _quantized(self.constants[source], self._scale(node), self._zero_point(node), self._axis(node))
+            self.constants[out] = _quantized(
+                self.constants[source], self._scale(node), self._zero_point(node), self._axis(node)
+            )
             return
         if params is not None and params.axis is None:
             if params.zero_point == params.qmin and self._may_be_negative(source):
@@ -134,7 +158,11 @@ class _Stripper:
         if opset >= 11:
             kept.append(helper.make_node("Clip", [source, *bounds], [name], name=node.name))
         else:
-            kept.append(helper.make_node("Clip", [source], [name], name=node.name, min=params.real_range[0], max=params.real_range[1]))
+            kept.append(
+                helper.make_node(
+                    "Clip", [source], [name], name=node.name, min=params.real_range[0], max=params.real_range[1]
+                )
+            )
         return name
 
     def _may_be_negative(self, name: str) -> bool:
@@ -166,23 +194,33 @@ class _Stripper:
             if params is not None:
                 self.weights[out] = params
         else:
-            raise UnsupportedOpError("dequantizes a value that no QuantizeLinear made; give the model a float input", where=_where(node))
+            raise UnsupportedOpError(
+                "dequantizes a value that no QuantizeLinear made; give the model a float input", where=_where(node)
+            )
 
     def _scale(self, node: onnx.NodeProto) -> Array:
         scale = self.constants.get(node.input[1])
         if scale is None:
-            raise UnsupportedOpError("the scale is computed at run time; export with constant scales", where=_where(node))
+            raise UnsupportedOpError(
+                "the scale is computed at run time; export with constant scales", where=_where(node)
+            )
         if not np.all(np.isfinite(scale)) or np.any(scale <= 0):
             raise ModelError("the scale must be positive and finite", where=_where(node))
         return scale.astype(np.float32)
 
     def _zero_point(self, node: onnx.NodeProto) -> Array:
         if len(node.input) < 3 or not node.input[2]:
-            dtype = self.constants[node.input[0]].dtype if node.op_type == "DequantizeLinear" and node.input[0] in self.constants else np.uint8
+            dtype = (
+                self.constants[node.input[0]].dtype
+                if node.op_type == "DequantizeLinear" and node.input[0] in self.constants
+                else np.uint8
+            )
             return np.zeros((), dtype)
         zero_point = self.constants.get(node.input[2])
         if zero_point is None:
-            raise UnsupportedOpError("the zero point is computed at run time; export with constant zero points", where=_where(node))
+            raise UnsupportedOpError(
+                "the zero point is computed at run time; export with constant zero points", where=_where(node)
+            )
         return zero_point
 
     def _axis(self, node: onnx.NodeProto) -> int:
@@ -193,9 +231,14 @@ class _Stripper:
     def _params(self, node: onnx.NodeProto) -> QuantParams | None:
         """None for integer types that are no 2..8 bit quantization (int16, int32 biases, float8)."""
         scale, zero_point = self._scale(node), self._zero_point(node)
-        bits, signed = {"int8": (8, True), "uint8": (8, False), "int4": (4, True), "uint4": (4, False), "int2": (2, True), "uint2": (2, False)}.get(
-            str(zero_point.dtype), (0, False)
-        )
+        bits, signed = {
+            "int8": (8, True),
+            "uint8": (8, False),
+            "int4": (4, True),
+            "uint4": (4, False),
+            "int2": (2, True),
+            "uint2": (2, False),
+        }.get(str(zero_point.dtype), (0, False))
         offsets = np.unique(np.asarray(zero_point).astype(np.int64))
         if not bits or offsets.size != 1:
             return None
@@ -210,7 +253,11 @@ class _Stripper:
 
 
 def _along(values: Array, axis: int, rank: int) -> Array:
-    return values.reshape([-1 if index == axis % rank else 1 for index in range(rank)]) if values.size > 1 else values.reshape(())
+    return (
+        values.reshape([-1 if index == axis % rank else 1 for index in range(rank)])
+        if values.size > 1
+        else values.reshape(())
+    )
 
 
 def _dequantized(values: Array, scale: Array, zero_point: Array, axis: int) -> Array:
@@ -223,9 +270,11 @@ def _quantized(values: Array, scale: Array, zero_point: Array, axis: int) -> Arr
     import ml_dtypes
 
     rank = max(values.ndim, 1)
-    info: Any = ml_dtypes.iinfo(zero_point.dtype)
-    rounded = np.rint(values / _along(scale, axis, rank)) + _along(zero_point.astype(np.float32), axis, rank)
-    return np.clip(rounded, int(info.min), int(info.max)).astype(zero_point.dtype)
+    describe: Any = ml_dtypes.iinfo
+    info = describe(zero_point.dtype)
+    rounded: Array = np.rint(values / _along(scale, axis, rank)) + _along(zero_point.astype(np.float32), axis, rank)
+    clipped: Array = np.clip(rounded, int(info.min), int(info.max))
+    return clipped.astype(zero_point.dtype)
 
 
 def _where(node: onnx.NodeProto) -> str:

@@ -1,8 +1,9 @@
 """Fold shape arithmetic and constants away, keeping every other node and its name.
 
-Real exports compute Reshape targets, Pad widths and Resize sizes from `Shape` nodes. Once the inputs are static all of that is constant. This folder
-repeats static shape inference and evaluation of constant nodes by ONNX's own reference implementation until nothing changes. It needs
-nothing but the onnx package (the simplifiers on the registry fold through ONNX Runtime, fuse nodes, and rename or drop nodes while they do).
+Real exports compute Reshape targets, Pad widths and Resize sizes from `Shape` nodes. Once the inputs are static all of
+that is constant. This folder repeats static shape inference and evaluation of constant nodes by ONNX's own reference
+implementation until nothing changes. It needs nothing but the onnx package (the simplifiers on the registry fold
+through ONNX Runtime, fuse nodes, and rename or drop nodes while they do).
 """
 
 from __future__ import annotations
@@ -17,12 +18,21 @@ from lpsn_tvm.errors import ModelError
 if TYPE_CHECKING:
     import onnx
 
-_NOT_CONSTANT = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "QuantizeLinear"}
+_NOT_CONSTANT = {
+    "RandomNormal",
+    "RandomUniform",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+    "QuantizeLinear",
+}
 _CONTROL_FLOW = {"If", "Loop", "Scan"}
 
 
 def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model in which everything that the static shapes determine is an initializer; dead nodes and initializers removed.
+    """A model in which everything that the static shapes determine is an initializer; dead nodes and initializers
+    removed.
 
     Raises
     ------
@@ -44,7 +54,8 @@ def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError:
-        # Custom operators and a few gaps of the strict mode must not hide the real cause, which the importer names with its node.
+        # Custom operators and a few gaps of the strict mode must not hide the real cause, which the importer names with
+        # its node.
         try:
             return onnx.shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
@@ -88,14 +99,18 @@ def _fold_once(model: onnx.ModelProto) -> bool:
         for name, result in zip(node.output, results, strict=False):
             if name:
                 values[name] = np.asarray(result)
-                model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(result).reshape(np.shape(result)), name))
+                model.graph.initializer.append(
+                    numpy_helper.from_array(np.ascontiguousarray(result).reshape(np.shape(result)), name)
+                )
     if folded:
         del model.graph.node[:]
         model.graph.node.extend(kept)
     return folded
 
 
-def _evaluate(model: onnx.ModelProto, node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], known: set[str], constant: Any) -> Any:
+def _evaluate(
+    model: onnx.ModelProto, node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], known: set[str], constant: Any
+) -> Any:
     """The values of a node's outputs if they are constant, else None."""
     if node.domain not in ("", "ai.onnx") or node.op_type in _NOT_CONSTANT or node.op_type in _CONTROL_FLOW:
         return None
@@ -111,11 +126,16 @@ def _evaluate(model: onnx.ModelProto, node: onnx.NodeProto, shapes: dict[str, tu
 
 
 def _reference(model: onnx.ModelProto, node: onnx.NodeProto, feeds: dict[str, npt.NDArray[Any]]) -> Any:
-    """Evaluate one node by ONNX's reference implementation; None where that fails (the importer then meets the node and names it)."""
+    """Evaluate one node by ONNX's reference implementation; None where that fails (the importer then meets the node and
+    names it).
+    """
     from onnx import TypeProto, helper
     from onnx.reference import ReferenceEvaluator
 
-    inputs = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape) for name, value in feeds.items()]
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for name, value in feeds.items()
+    ]
     outputs = [helper.make_value_info(name, TypeProto()) for name in node.output if name]
     graph = helper.make_graph([node], "constant", inputs, outputs)
     single = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
 from tests.support.onnx_nets import OnnxNet
 
 Case = Callable[[OnnxNet, str], str]
@@ -50,7 +51,16 @@ def flat(net: OnnxNet, x: str) -> str:
 
 
 def gemm(trans_b: int, **attrs: Any) -> Case:
-    return lambda net, x: str(net.add("Gemm", flat(net, x), net.weight(5, 8) if trans_b else net.weight(8, 5), net.weight(5), transB=trans_b, **attrs))
+    return lambda net, x: str(
+        net.add(
+            "Gemm",
+            flat(net, x),
+            net.weight(5, 8) if trans_b else net.weight(8, 5),
+            net.weight(5),
+            transB=trans_b,
+            **attrs,
+        )
+    )
 
 
 def gemm_trans_a(net: OnnxNet, x: str) -> str:
@@ -72,7 +82,17 @@ def attention(net: OnnxNet, x: str) -> str:
 
 def batch_norm(net: OnnxNet, x: str, channels: int = 8) -> str:
     variance = net.const(np.abs(net.rng.standard_normal(channels)) + 0.5)
-    return str(net.add("BatchNormalization", x, net.weight(channels), net.weight(channels), net.weight(channels), variance, epsilon=1e-3))
+    return str(
+        net.add(
+            "BatchNormalization",
+            x,
+            net.weight(channels),
+            net.weight(channels),
+            net.weight(channels),
+            variance,
+            epsilon=1e-3,
+        )
+    )
 
 
 def conv_batch_norm(net: OnnxNet, x: str) -> str:
@@ -141,7 +161,9 @@ def channel_shuffle(net: OnnxNet, x: str) -> str:
 
 def pixel_shuffle_by_hand(net: OnnxNet, x: str) -> str:
     wide = net.add("Reshape", x, net.const([1, 2, 2, 2, 9, 7], "int64"))
-    return str(net.add("Reshape", net.add("Transpose", wide, perm=[0, 1, 4, 2, 5, 3]), net.const([1, 2, 18, 14], "int64")))
+    return str(
+        net.add("Reshape", net.add("Transpose", wide, perm=[0, 1, 4, 2, 5, 3]), net.const([1, 2, 18, 14], "int64"))
+    )
 
 
 def conv_depth_to_space(net: OnnxNet, x: str) -> str:
@@ -174,7 +196,11 @@ def padded_conv(net: OnnxNet, x: str) -> str:
 
 
 def padded_max_pool(net: OnnxNet, x: str) -> str:
-    return str(net.add("MaxPool", pad([0, 0, 1, 1, 0, 0, 1, 1])(net, str(net.add("Relu", x))), kernel_shape=[3, 3], strides=[2, 2]))
+    return str(
+        net.add(
+            "MaxPool", pad([0, 0, 1, 1, 0, 0, 1, 1])(net, str(net.add("Relu", x))), kernel_shape=[3, 3], strides=[2, 2]
+        )
+    )
 
 
 def channels_last(net: OnnxNet, x: str) -> str:
@@ -263,7 +289,9 @@ CASES: dict[str, Case] = {
     "scalar-div": op_const("Div", 3.0),
     "scalar-rdiv": lambda net, x: str(net.add("Div", net.const(2.0), net.add("Exp", x))),
     "channel-mul": op_const("Mul", np.linspace(0.5, 2, 8).reshape(8, 1, 1)),
-    "channel-affine": lambda net, x: str(net.add("Add", net.add("Mul", x, net.weight(1, 8, 1, 1)), net.weight(1, 8, 1, 1))),
+    "channel-affine": lambda net, x: str(
+        net.add("Add", net.add("Mul", x, net.weight(1, 8, 1, 1)), net.weight(1, 8, 1, 1))
+    ),
     "row-add": op_const("Add", np.linspace(-1, 1, 7)),
     "pow": op_const("Pow", 2.0),
     "concat": lambda net, x: str(net.add("Concat", x, net.add("Relu", x), axis=1)),
@@ -297,7 +325,9 @@ CASES: dict[str, Case] = {
     "reshape": op_ints("Reshape", [0, -1]),
     "flatten": op("Flatten", axis=2),
     "transpose": op("Transpose", perm=[0, 2, 3, 1]),
-    "squeeze-unsqueeze": lambda net, x: str(net.add("Unsqueeze", net.add("Squeeze", x, net.const([0], "int64")), net.const([0, -1], "int64"))),
+    "squeeze-unsqueeze": lambda net, x: str(
+        net.add("Unsqueeze", net.add("Squeeze", x, net.const([0], "int64")), net.const([0, -1], "int64"))
+    ),
     "expand": lambda net, x: str(net.add("Expand", net.add("GlobalAveragePool", x), net.const([1, 8, 3, 2], "int64"))),
     "tile": op_ints("Tile", [1, 1, 2, 3]),
     "relu": op("Relu"),
@@ -332,7 +362,9 @@ LEGACY_CASES: dict[str, Case] = {
     "clip-low": op("Clip", min=0.0),
     "pad": op("Pad", pads=[0, 0, 1, 2, 0, 0, 0, 1], mode="reflect"),
     "slice": op("Slice", axes=[1, 2], starts=[1, 0], ends=[5, -1]),
-    "split": lambda net, x: str(net.add("Concat", *reversed(net.add("Split", x, outputs=2, axis=1, split=[3, 5])), axis=1)),
+    "split": lambda net, x: str(
+        net.add("Concat", *reversed(net.add("Split", x, outputs=2, axis=1, split=[3, 5])), axis=1)
+    ),
     "upsample": op_const("Upsample", [1, 1, 2, 2], mode="nearest"),
     "upsample-linear": op_const("Upsample", [1, 1, 2, 3], mode="linear"),
     "squeeze": lambda net, x: str(net.add("Squeeze", net.add("GlobalAveragePool", x), axes=[2, 3])),

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from tests.support.onnx_nets import OnnxNet, canonical, max_error, random_feeds, run_module, run_onnx
 
 from lpsn_tvm import graph
 from lpsn_tvm.errors import ModelError, UnsupportedOpError
 from lpsn_tvm.frontend import import_model, load_model
+from tests.support.onnx_nets import OnnxNet, canonical, max_error, random_feeds, run_module, run_onnx
 
 
 def names(mod: object) -> list[str]:
@@ -68,7 +68,9 @@ def test_a_custom_domain_is_named() -> None:
 def test_an_unknown_operator_is_named() -> None:
     net = OnnxNet()
     values = net.add("NonZero", net.input("x", 1, 3), name="where")
-    with pytest.raises(UnsupportedOpError, match=r"node 'where' \(NonZero\): operator NonZero of domain 'ai.onnx' \(opset 17\)"):
+    with pytest.raises(
+        UnsupportedOpError, match=r"node 'where' \(NonZero\): operator NonZero of domain 'ai.onnx' \(opset 17\)"
+    ):
         import_model(load_model(net.model(values)))
 
 
@@ -85,7 +87,9 @@ def test_a_failing_conversion_names_the_node_and_keeps_the_cause() -> None:
     x = net.input("x", 1, 3, 8, 8)
     model = net.model(net.add("Conv", x, net.weight(4, 3, 3, 3), name="bad", group=1))
     loaded = load_model(model)
-    loaded.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.zeros((4, 5, 3, 3), np.float32), loaded.graph.initializer[0].name))
+    loaded.graph.initializer[0].CopyFrom(
+        onnx.numpy_helper.from_array(np.zeros((4, 5, 3, 3), np.float32), loaded.graph.initializer[0].name)
+    )
     with pytest.raises(ModelError, match=r"node 'bad' \(Conv\): cannot be converted: ") as caught:
         import_model(loaded)
     assert caught.value.__cause__ is not None
@@ -109,7 +113,10 @@ def test_comparisons_are_refused_by_name() -> None:
 def test_group_normalization() -> None:
     net = OnnxNet()
     x = net.input("x", 1, 8, 5, 4)
-    assert max_error(net.model(net.add("GroupNormalization", x, net.weight(8), net.weight(8), num_groups=2), opset=21)) < 1e-4
+    assert (
+        max_error(net.model(net.add("GroupNormalization", x, net.weight(8), net.weight(8), num_groups=2), opset=21))
+        < 1e-4
+    )
 
 
 def test_not_finite_weights_are_refused() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.frontend.operator_cases import CASES, LEGACY_CASES, Case
-from tests.support.onnx_nets import OnnxNet, canonical, random_feeds, run_module, run_onnx
 
 from lpsn_tvm.frontend import load_model
+from tests.frontend.operator_cases import CASES, LEGACY_CASES, Case
+from tests.support.onnx_nets import OnnxNet, canonical, random_feeds, run_module, run_onnx
 
 GROUP = 16  # cases compiled together: one compilation of many small functions is much faster than many compilations
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from tests.support.onnx_nets import OnnxNet, random_feeds, run_module, run_onnx
 
 from lpsn_tvm import graph
 from lpsn_tvm.errors import UnsupportedOpError
 from lpsn_tvm.frontend import import_model, load_model
 from lpsn_tvm.passes.canonicalize import canonicalize
+from tests.support.onnx_nets import OnnxNet, random_feeds, run_module, run_onnx
 
 
 def pair(net: OnnxNet, x: str, scale: float, zero_point: int, dtype: str = "uint8", name: str | None = None) -> str:
@@ -70,7 +70,15 @@ def test_scales_follow_a_folded_batch_norm() -> None:
     net = OnnxNet()
     x = net.input("x", 1, 3, 8, 8)
     c = net.add("Conv", x, net.weight(4, 3, 3, 3), name="conv")
-    b = net.add("BatchNormalization", pair(net, c, 0.5, 7), net.weight(4), net.weight(4), net.weight(4), net.const(np.ones(4)), name="bn")
+    b = net.add(
+        "BatchNormalization",
+        pair(net, c, 0.5, 7),
+        net.weight(4),
+        net.weight(4),
+        net.weight(4),
+        net.const(np.ones(4)),
+        name="bn",
+    )
     imported = import_model(load_model(net.model(pair(net, b, 0.25, 9))))
     renamed: dict[str, str] = {}
     mod = canonicalize(imported.mod, renamed=renamed)
@@ -88,7 +96,9 @@ def test_fake_quantized_constants_become_weights() -> None:
     assert imported.qdq_weights["conv"].signed
     assert float(imported.qdq_weights["conv"].scale) == pytest.approx(0.01)
     feeds = random_feeds(model)
-    np.testing.assert_allclose(run_module(canonicalize(imported.mod), list(feeds.values()))[0], run_onnx(model, feeds)[0], atol=1e-5)
+    np.testing.assert_allclose(
+        run_module(canonicalize(imported.mod), list(feeds.values()))[0], run_onnx(model, feeds)[0], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("opset", [13, 21])
@@ -101,7 +111,11 @@ def test_four_bit_scales(opset: int) -> None:
     net.weights.append(zero)
     scale = net.const(0.1)
     r = net.add("Tanh", x, name="t")
-    model = net.model(net.add("DequantizeLinear", net.add("QuantizeLinear", r, scale, "zero"), scale, "zero"), opset=opset, ir_version=10)
+    model = net.model(
+        net.add("DequantizeLinear", net.add("QuantizeLinear", r, scale, "zero"), scale, "zero"),
+        opset=opset,
+        ir_version=10,
+    )
     params = import_model(load_model(model)).qdq["t"]
     assert (params.bits, params.signed, params.zero_point) == (4, False, 8)
 

@@ -1,4 +1,6 @@
-"""Shape arithmetic as exporters write it is gone after load_model, the numbers and the names of the other nodes are not."""
+"""Shape arithmetic as exporters write it is gone after load_model, the numbers and the names of the other nodes are
+not.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from tests.support.onnx_nets import OnnxNet, max_error, random_feeds, run_onnx
 
 from lpsn_tvm.frontend import load_model
+from tests.support.onnx_nets import OnnxNet, max_error, random_feeds, run_onnx
 
 Build = Callable[[OnnxNet, str], str]
 
@@ -30,15 +32,33 @@ def computed_slice_reshape(net: OnnxNet, x: str) -> str:
     rest = net.add("Slice", shape, net.const([2], "int64"), net.const([4], "int64"))
     first = net.add("Slice", shape, net.const([0], "int64"), net.const([1], "int64"))
     wide = net.add("Reshape", x, net.add("Concat", first, net.const([2], "int64"), half, rest, axis=0), name="wide")
-    return str(net.add("Reshape", net.add("Transpose", wide, perm=[0, 2, 1, 3, 4], name="swap"), net.add("Concat", first, channels, rest, axis=0), name="narrow"))
+    return str(
+        net.add(
+            "Reshape",
+            net.add("Transpose", wide, perm=[0, 2, 1, 3, 4], name="swap"),
+            net.add("Concat", first, channels, rest, axis=0),
+            name="narrow",
+        )
+    )
 
 
 def computed_pad(net: OnnxNet, x: str) -> str:
     """ConstantOfShape -> Concat -> Reshape -> Slice -> Transpose -> Pad, as torch writes F.pad."""
-    zeros = net.add("ConstantOfShape", net.const([4], "int64"), value=onnx.helper.make_tensor("zero", onnx.TensorProto.INT64, [1], [0]))
+    zeros = net.add(
+        "ConstantOfShape",
+        net.const([4], "int64"),
+        value=onnx.helper.make_tensor("zero", onnx.TensorProto.INT64, [1], [0]),
+    )
     pads = net.add("Concat", net.const([1, 2, 0, 3], "int64"), zeros, axis=0)
     pairs = net.add("Reshape", pads, net.const([-1, 2], "int64"))
-    flipped = net.add("Slice", pairs, net.const([-1], "int64"), net.const([-(2**31)], "int64"), net.const([0], "int64"), net.const([-1], "int64"))
+    flipped = net.add(
+        "Slice",
+        pairs,
+        net.const([-1], "int64"),
+        net.const([-(2**31)], "int64"),
+        net.const([0], "int64"),
+        net.const([-1], "int64"),
+    )
     flat = net.add("Reshape", net.add("Transpose", flipped, perm=[1, 0]), net.const([-1], "int64"))
     return str(net.add("Pad", x, flat, name="pad"))
 
@@ -49,7 +69,11 @@ def computed_resize(net: OnnxNet, x: str) -> str:
     sizes = net.add("Slice", net.add("Shape", x), net.const([2], "int64"), net.const([4], "int64"))
     head = net.add("Slice", net.add("Shape", small), net.const([0], "int64"), net.const([2], "int64"))
     target = net.add("Concat", head, net.add("Cast", sizes, to=onnx.TensorProto.INT64), axis=0)
-    return str(net.add("Resize", small, "", "", target, mode="linear", coordinate_transformation_mode="half_pixel", name="resize"))
+    return str(
+        net.add(
+            "Resize", small, "", "", target, mode="linear", coordinate_transformation_mode="half_pixel", name="resize"
+        )
+    )
 
 
 CASES: dict[str, tuple[Build, list[str]]] = {

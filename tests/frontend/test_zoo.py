@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.support.onnx_nets import canonical, max_error
 
 from benchmarks import models
 from lpsn_tvm import graph
+from tests.support.onnx_nets import canonical, max_error
 
 SMALL: dict[str, dict[str, Any]] = {
     "resnet18": {"size": 64, "classes": 10},

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from tests.support.relax_nets import Bind, channel, const, function, random
 from tvm import relax
 
 from lpsn_tvm.passes.add_missing_bias import add_missing_bias
+from tests.support.relax_nets import Bind, channel, const, function, random
 
 op = relax.op
 CALLS = {
@@ -28,7 +28,9 @@ def test_convolutions_get_a_zero_bias(kind: str) -> None:
         acc = bind("c.acc", CALLS[kind](x))
         return bind("y", op.nn.relu(bind("c", op.add(acc, channel(np.zeros(int(acc.ty.shape[1])))))))
 
-    tvm.ir.assert_structural_equal(add_missing_bias(function(before, x=(1, 3, 4, 4)), {}), function(expected, x=(1, 3, 4, 4)))
+    tvm.ir.assert_structural_equal(
+        add_missing_bias(function(before, x=(1, 3, 4, 4)), {}), function(expected, x=(1, 3, 4, 4))
+    )
 
 
 def test_dense_gets_a_flat_bias() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from tests.support.relax_nets import Bind, channel, const, function, random
 from tvm import relax
 
 from lpsn_tvm.passes.fold_affine import fold_affine
+from tests.support.relax_nets import Bind, channel, const, function, random
 
 op = relax.op
 SCALE = np.array([0.5, 2.0, -1.0, 4.0], np.float32)  # exact in float32, so that golden comparison is bit for bit
@@ -48,9 +48,13 @@ def test_grouped_transposed_convolution() -> None:
         scaled = weight.copy()
         scaled[:3] *= SCALE[:2].reshape(1, 2, 1, 1)
         scaled[3:] *= SCALE[2:].reshape(1, 2, 1, 1)
-        return bind("c", op.add(bind("c.acc", op.nn.conv2d_transpose(x, const(scaled), groups=2)), channel(np.zeros(4))))
+        return bind(
+            "c", op.add(bind("c.acc", op.nn.conv2d_transpose(x, const(scaled), groups=2)), channel(np.zeros(4)))
+        )
 
-    tvm.ir.assert_structural_equal(fold_affine(function(before, x=(1, 6, 5, 5)), {}), function(expected, x=(1, 6, 5, 5)))
+    tvm.ir.assert_structural_equal(
+        fold_affine(function(before, x=(1, 6, 5, 5)), {}), function(expected, x=(1, 6, 5, 5))
+    )
 
 
 def test_dense() -> None:

@@ -8,25 +8,40 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from tests.support.relax_nets import Bind, channel, const, function
 from tvm import relax
 
 from lpsn_tvm.passes.normalize_elementwise import normalize_elementwise
 from lpsn_tvm.passes.remove_dead import remove_dead
+from tests.support.relax_nets import Bind, channel, const, function
 
 op = relax.op
 Body = Callable[[Bind, Any], Any]
 INF = float("inf")
 CASES: dict[str, tuple[Body, Body]] = {
-    "constant-second": (lambda bind, x: bind("y", op.add(const(2.0), x)), lambda bind, x: bind("y", op.add(x, const(2.0)))),
-    "subtract": (lambda bind, x: bind("y", op.subtract(x, const(2.0))), lambda bind, x: bind("y", op.add(x, const(-2.0)))),
-    "divide": (lambda bind, x: bind("y", op.divide(x, const(4.0))), lambda bind, x: bind("y", op.multiply(x, const(0.25)))),
+    "constant-second": (
+        lambda bind, x: bind("y", op.add(const(2.0), x)),
+        lambda bind, x: bind("y", op.add(x, const(2.0))),
+    ),
+    "subtract": (
+        lambda bind, x: bind("y", op.subtract(x, const(2.0))),
+        lambda bind, x: bind("y", op.add(x, const(-2.0))),
+    ),
+    "divide": (
+        lambda bind, x: bind("y", op.divide(x, const(4.0))),
+        lambda bind, x: bind("y", op.multiply(x, const(0.25))),
+    ),
     "reverse-subtract": (
         lambda bind, x: bind("y", op.subtract(const(1.0), x)),
         lambda bind, x: bind("y", op.add(bind("y.neg", op.multiply(x, const(-1.0))), const(1.0))),
     ),
-    "reverse-divide": (lambda bind, x: bind("y", op.divide(const([1.0]), x)), lambda bind, x: bind("y", op.divide(const(1.0), x))),
-    "scalar-shape": (lambda bind, x: bind("y", op.add(x, const([[[2.0]]]))), lambda bind, x: bind("y", op.add(x, const(2.0)))),
+    "reverse-divide": (
+        lambda bind, x: bind("y", op.divide(const([1.0]), x)),
+        lambda bind, x: bind("y", op.divide(const(1.0), x)),
+    ),
+    "scalar-shape": (
+        lambda bind, x: bind("y", op.add(x, const([[[2.0]]]))),
+        lambda bind, x: bind("y", op.add(x, const(2.0))),
+    ),
     "channel-shape": (
         lambda bind, x: bind("y", op.multiply(x, const(np.arange(3).reshape(3, 1, 1)))),
         lambda bind, x: bind("y", op.multiply(x, channel(np.arange(3)))),
@@ -37,11 +52,20 @@ CASES: dict[str, tuple[Body, Body]] = {
         lambda bind, x: bind("y", op.minimum(bind("m", op.maximum(x, const(-1.0))), const(2.0))),
         lambda bind, x: bind("y", op.clip(x, -1.0, 2.0)),
     ),
-    "clip-of-relu": (lambda bind, x: bind("y", op.minimum(bind("m", op.nn.relu(x)), const(6.0))), lambda bind, x: bind("y", op.clip(x, 0.0, 6.0))),
+    "clip-of-relu": (
+        lambda bind, x: bind("y", op.minimum(bind("m", op.nn.relu(x)), const(6.0))),
+        lambda bind, x: bind("y", op.clip(x, 0.0, 6.0)),
+    ),
     "clip-half-open": (lambda bind, x: bind("y", op.clip(x, 0.0, INF)), lambda bind, x: bind("y", op.nn.relu(x))),
-    "silu": (lambda bind, x: bind("y", op.multiply(bind("s", op.sigmoid(x)), x)), lambda bind, x: bind("y", op.nn.silu(x))),
+    "silu": (
+        lambda bind, x: bind("y", op.multiply(bind("s", op.sigmoid(x)), x)),
+        lambda bind, x: bind("y", op.nn.silu(x)),
+    ),
     "square": (lambda bind, x: bind("y", op.power(x, const(2.0))), lambda bind, x: bind("y", op.square(x))),
-    "row-constant-stays": (lambda bind, x: bind("y", op.add(x, const(np.arange(4)))), lambda bind, x: bind("y", op.add(x, const(np.arange(4))))),
+    "row-constant-stays": (
+        lambda bind, x: bind("y", op.add(x, const(np.arange(4)))),
+        lambda bind, x: bind("y", op.add(x, const(np.arange(4)))),
+    ),
 }
 
 

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from tests.support.onnx_nets import run_module
-from tests.support.relax_nets import Bind, channel, const, function, random
 from tvm import relax
 
 from lpsn_tvm.passes.expand_pixel_shuffle import expand_pixel_shuffle
@@ -20,6 +18,8 @@ from lpsn_tvm.passes.normalize_depth_to_space import normalize_depth_to_space
 from lpsn_tvm.passes.normalize_pooling import normalize_pooling
 from lpsn_tvm.passes.remove_dead import remove_dead
 from lpsn_tvm.passes.remove_identities import remove_identities
+from tests.support.onnx_nets import run_module
+from tests.support.relax_nets import Bind, channel, const, function, random
 
 op = relax.op
 W = random(4, 3, 3, 3)
@@ -37,13 +37,19 @@ def pooled_flat(bind: Bind, x: Any) -> Any:
 CASES: dict[str, tuple[Callable[..., Any], Body, Body]] = {
     "pad-conv": (
         fold_zero_pad,
-        lambda bind, x: bind("c", op.nn.conv2d(bind("p", op.nn.pad(x, (0, 0, 0, 0, 1, 2, 3, 0))), const(W), padding=(1, 0, 0, 1))),
+        lambda bind, x: bind(
+            "c", op.nn.conv2d(bind("p", op.nn.pad(x, (0, 0, 0, 0, 1, 2, 3, 0))), const(W), padding=(1, 0, 0, 1))
+        ),
         lambda bind, x: bind("c", op.nn.conv2d(x, const(W), padding=(2, 3, 2, 1), out_dtype="float32")),
     ),
     "pad-value-stays": (
         fold_zero_pad,
-        lambda bind, x: bind("c", op.nn.conv2d(bind("p", op.nn.pad(x, (0, 0, 0, 0, 1, 1, 1, 1), "constant", 1.0)), const(W))),
-        lambda bind, x: bind("c", op.nn.conv2d(bind("p", op.nn.pad(x, (0, 0, 0, 0, 1, 1, 1, 1), "constant", 1.0)), const(W))),
+        lambda bind, x: bind(
+            "c", op.nn.conv2d(bind("p", op.nn.pad(x, (0, 0, 0, 0, 1, 1, 1, 1), "constant", 1.0)), const(W))
+        ),
+        lambda bind, x: bind(
+            "c", op.nn.conv2d(bind("p", op.nn.pad(x, (0, 0, 0, 0, 1, 1, 1, 1), "constant", 1.0)), const(W))
+        ),
     ),
     "pad-avg-pool": (
         fold_zero_pad,
@@ -52,7 +58,9 @@ CASES: dict[str, tuple[Callable[..., Any], Body, Body]] = {
     ),
     "pad-max-pool-of-relu": (
         fold_zero_pad,
-        lambda bind, x: bind("y", op.nn.max_pool2d(bind("p", op.nn.pad(bind("r", op.nn.relu(x)), (0, 0, 0, 0, 1, 1, 1, 1))), (3, 3))),
+        lambda bind, x: bind(
+            "y", op.nn.max_pool2d(bind("p", op.nn.pad(bind("r", op.nn.relu(x)), (0, 0, 0, 0, 1, 1, 1, 1))), (3, 3))
+        ),
         lambda bind, x: bind("y", op.nn.max_pool2d(bind("r", op.nn.relu(x)), (3, 3), padding=(1, 1, 1, 1))),
     ),
     "pad-max-pool-stays": (
@@ -63,18 +71,38 @@ CASES: dict[str, tuple[Callable[..., Any], Body, Body]] = {
     "mean-without-dims": (normalize_pooling, lambda bind, x: bind("y", op.mean(x, [2, 3], False)), pooled_flat),
     "pool-of-everything": (normalize_pooling, lambda bind, x: bind("y", op.nn.avg_pool2d(x, (4, 5))), pooled),
     "adaptive-pool": (normalize_pooling, lambda bind, x: bind("y", op.nn.adaptive_avg_pool2d(x, (1, 1))), pooled),
-    "mean-of-flat": (normalize_pooling, lambda bind, x: bind("y", op.mean(bind("f", op.reshape(x, (1, 3, 20))), [2], False)), pooled_flat),
-    "mean-of-mean": (normalize_pooling, lambda bind, x: bind("y", op.mean(bind("f", op.mean(x, [3], True)), [2], True)), pooled),
-    "mean-of-mean-other-way": (normalize_pooling, lambda bind, x: bind("y", op.mean(bind("f", op.mean(x, [2], False)), [2], False)), pooled_flat),
-    "channel-mean-stays": (normalize_pooling, lambda bind, x: bind("y", op.mean(x, [1], True)), lambda bind, x: bind("y", op.mean(x, [1], True))),
+    "mean-of-flat": (
+        normalize_pooling,
+        lambda bind, x: bind("y", op.mean(bind("f", op.reshape(x, (1, 3, 20))), [2], False)),
+        pooled_flat,
+    ),
+    "mean-of-mean": (
+        normalize_pooling,
+        lambda bind, x: bind("y", op.mean(bind("f", op.mean(x, [3], True)), [2], True)),
+        pooled,
+    ),
+    "mean-of-mean-other-way": (
+        normalize_pooling,
+        lambda bind, x: bind("y", op.mean(bind("f", op.mean(x, [2], False)), [2], False)),
+        pooled_flat,
+    ),
+    "channel-mean-stays": (
+        normalize_pooling,
+        lambda bind, x: bind("y", op.mean(x, [1], True)),
+        lambda bind, x: bind("y", op.mean(x, [1], True)),
+    ),
     "constants": (
         fold_constants,
-        lambda bind, x: bind("y", op.multiply(x, bind("w", op.reshape(bind("v", op.add(const([1, 2, 3]), const(1.0))), (1, 3, 1, 1))))),
+        lambda bind, x: bind(
+            "y", op.multiply(x, bind("w", op.reshape(bind("v", op.add(const([1, 2, 3]), const(1.0))), (1, 3, 1, 1))))
+        ),
         lambda bind, x: bind("y", op.multiply(x, channel([2, 3, 4]))),
     ),
     "identities": (
         remove_identities,
-        lambda bind, x: bind("y", op.nn.relu(bind("s", op.strided_slice(bind("r", op.reshape(x, (1, 3, 4, 5))), [1], [0], [3], [1])))),
+        lambda bind, x: bind(
+            "y", op.nn.relu(bind("s", op.strided_slice(bind("r", op.reshape(x, (1, 3, 4, 5))), [1], [0], [3], [1])))
+        ),
         lambda bind, x: bind("y", op.nn.relu(x)),
     ),
     "reversal-is-no-identity": (
@@ -87,7 +115,11 @@ CASES: dict[str, tuple[Callable[..., Any], Body, Body]] = {
         lambda bind, x: bind("y", op.reshape(bind("a", op.reshape(x, (3, 20))), (60,))),
         lambda bind, x: bind("y", op.reshape(x, (60,))),
     ),
-    "dead": (remove_dead, lambda bind, x: [bind("a", op.tanh(x)), bind("y", op.nn.relu(x))][1], lambda bind, x: bind("y", op.nn.relu(x))),
+    "dead": (
+        remove_dead,
+        lambda bind, x: [bind("a", op.tanh(x)), bind("y", op.nn.relu(x))][1],
+        lambda bind, x: bind("y", op.nn.relu(x)),
+    ),
 }
 
 
@@ -136,7 +168,11 @@ def shuffled(crd: bool, relu: bool = True) -> Any:
     return function(body, x=(1, 3, 4, 5))
 
 
-@pytest.mark.parametrize(("crd", "relu", "take"), [(True, True, False), (False, True, False), (False, False, True)], ids=["crd", "dcr-layer", "dcr-take"])
+@pytest.mark.parametrize(
+    ("crd", "relu", "take"),
+    [(True, True, False), (False, True, False), (False, False, True)],
+    ids=["crd", "dcr-layer", "dcr-take"],
+)
 def test_depth_to_space(crd: bool, relu: bool, take: bool) -> None:
     mod = shuffled(crd, relu)
     result = remove_dead(normalize_depth_to_space(mod, {}), {})

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tests.support.onnx_nets import run_module
-from tests.support.relax_nets import Bind, const, function, random
 from tvm import relax
 
 from lpsn_tvm import graph
 from lpsn_tvm.passes.sink_transposes import sink_transposes
+from tests.support.onnx_nets import run_module
+from tests.support.relax_nets import Bind, const, function, random
 
 op = relax.op
 TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
@@ -47,7 +47,9 @@ def test_residual_concat_pad_and_reduction() -> None:
         p = bind("p", op.nn.pad(bind("c", op.concat([s, x], 1)), (0, 0, 0, 0, 1, 2, 0, 1)))
         return bind("m", op.mean(p, [2, 3], False))
 
-    tvm.ir.assert_structural_equal(sink_transposes(function(before, x=(1, 3, 4, 5)), {}), function(expected, x=(1, 3, 4, 5)))
+    tvm.ir.assert_structural_equal(
+        sink_transposes(function(before, x=(1, 3, 4, 5)), {}), function(expected, x=(1, 3, 4, 5))
+    )
 
 
 def test_an_operator_that_needs_its_layout_gets_it() -> None:

@@ -42,7 +42,9 @@ class OnnxNet:
         return results[0] if outputs == 1 else results
 
     def model(self, *outputs: str, opset: int = 17, ir_version: int = 9) -> onnx.ModelProto:
-        infos = [helper.make_value_info(name, helper.make_tensor_type_proto(TensorProto.FLOAT, None)) for name in outputs]
+        infos = [
+            helper.make_value_info(name, helper.make_tensor_type_proto(TensorProto.FLOAT, None)) for name in outputs
+        ]
         graph = helper.make_graph(self.nodes, "net", self.inputs, infos, self.weights)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
 
@@ -51,7 +53,9 @@ def random_feeds(model: onnx.ModelProto, seed: int = 1) -> dict[str, Any]:
     """Standard normal inputs; dynamic dimensions are 1."""
     rng = np.random.default_rng(seed)
     return {
-        value.name: rng.standard_normal([dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]).astype(np.float32)
+        value.name: rng.standard_normal([dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]).astype(
+            np.float32
+        )
         for value in model.graph.input
     }
 

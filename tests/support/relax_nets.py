@@ -14,7 +14,9 @@ Bind = Callable[[str, Any], Any]
 
 
 def function(body: Callable[..., Any], **shapes: tuple[int, ...]) -> Any:
-    """A module whose `main` is `body(bind, *params)`; `bind(name, call)` binds a call and gives the variable; a list of results is a tuple."""
+    """A module whose `main` is `body(bind, *params)`; `bind(name, call)` binds a call and gives the variable; a list of
+    results is a tuple.
+    """
     params = [relax.Var(name, relax.TensorType(shape, "float32")) for name, shape in shapes.items()]
     builder = relax.BlockBuilder()
     with builder.function("main", params):
