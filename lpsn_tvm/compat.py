@@ -1,6 +1,8 @@
-"""Every trap of the pinned TVM release in one place: version check, cheap imports of TVMScript modules, targets of LLVM.
+"""Every trap of the pinned TVM release in one place: version check, cheap imports of TVMScript modules, targets of
+LLVM.
 
-`apache-tvm==0.27.0.post1` is developed against; its FFI after 0.1.14 crashes any MetaSchedule `TuneContext` with a space generator.
+`apache-tvm==0.27.0.post1` is developed against; its FFI after 0.1.14 crashes any MetaSchedule `TuneContext` with a
+space generator.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ def check_versions() -> None:
 def light_stack() -> Iterator[None]:
     """Make `inspect.stack` cheap while TVMScript modules are imported.
 
-    TVMScript calls it for every function it parses, and each call reads and tokenizes whole source files: `import tvm.s_tir.tensor_intrin` takes
-    66 CPU seconds, 3.5 s in here. Worker processes of a tuner need the same.
+    TVMScript calls it for every function it parses, and each call reads and tokenizes whole source files: `import
+    tvm.s_tir.tensor_intrin` takes 66 CPU seconds, 3.5 s in here. Worker processes of a tuner need the same.
     """
 
     def stack(context: int = 1) -> list[inspect.FrameInfo]:
@@ -52,7 +54,11 @@ def light_stack() -> Iterator[None]:
         while frame is not None:
             line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
             code = [line] if line else None
-            frames.append(inspect.FrameInfo(frame, frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, code, 0 if line else None))
+            frames.append(
+                inspect.FrameInfo(
+                    frame, frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, code, 0 if line else None
+                )
+            )
             frame = frame.f_back
         return frames
 

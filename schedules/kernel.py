@@ -1,14 +1,20 @@
-"""The contract between kernels and target lowering: what a kernel reads, writes and how it is shared between equal layers.
+"""The contract between kernels and target lowering: what a kernel reads, writes and how it is shared between equal
+layers.
 
-A kernel builder is a function `builder(inputs, constants, attrs, isa) -> Kernel | None`; None means "not mine", the next rule is asked.
+A kernel builder is a function `builder(inputs, constants, attrs, isa) -> Kernel | None`; None means "not mine", the
+next rule is asked.
 
-* `inputs`: one `TensorSpec` per argument that is not a constant, in the operator's argument order, in the layout that exists at this point;
-* `constants`: the operator's constant arguments by the parameter names of its reference function in `quant.py` (`weight`, `bias`, `scale`, `table`);
+* `inputs`: one `TensorSpec` per argument that is not a constant, in the operator's argument order, in the layout that
+  exists at this point;
+* `constants`: the operator's constant arguments by the parameter names of its reference function in `quant.py`
+  (`weight`, `bias`, `scale`, `table`);
 * `attrs`: the operator's attributes;
 * `isa`: what the machine can do (`schedules/llvm/isa.py`).
 
-The PrimFunc's arguments are: inputs, `Kernel.constants`, output; every buffer has exactly the `memory_shape` of its spec (constants: of the array).
-Scales, zero points and clamps belong into small constant tensors and not into the code, so that layers of equal shape share one compiled function.
+The PrimFunc's arguments are: inputs, `Kernel.constants`, output; every buffer has exactly the `memory_shape` of its
+spec (constants: of the array). Scales, zero points and clamps belong into small constant tensors and not into the
+code, so that layers of equal shape
+share one compiled function.
 """
 
 from __future__ import annotations
@@ -34,8 +40,10 @@ class TensorSpec:
     dtype : str
         "uint8", "int8", "int32", "float32", ...
     block : int
-        0: plain row-major memory. b > 0: axis 1 is split into blocks of b: [N, C, H, W] lies in memory as [N, ceil(C/b), H, W, b], [N, K] as
-        [N, ceil(K/b), b]. What stands in lanes beyond C is deterministic but has no meaning: readers multiply it by zero or drop it.
+        0: plain row-major memory. b > 0: axis 1 is split into blocks of b: [N, C, H, W] lies in memory as [N,
+        ceil(C/b), H, W, b], [N, K] as [N, ceil(K/b), b]. What stands in lanes beyond C is deterministic but has no
+        meaning: readers multiply it by
+        zero or drop it.
     """
 
     shape: tuple[int, ...]
@@ -59,7 +67,7 @@ class TensorSpec:
         return replace(self, block=block)
 
     def pack(self, array: Array) -> Array:
-        """numpy of the logical shape -> numpy of the memory shape; lanes beyond C are zero."""
+        """Numpy of the logical shape -> numpy of the memory shape; lanes beyond C are zero."""
         if self.block == 0:
             return np.ascontiguousarray(array)
         extra = self.blocks * self.block - self.shape[1]
@@ -68,7 +76,7 @@ class TensorSpec:
         return np.ascontiguousarray(np.moveaxis(split, 2, -1))
 
     def unpack(self, array: Array) -> Array:
-        """numpy of the memory shape -> numpy of the logical shape."""
+        """Numpy of the memory shape -> numpy of the logical shape."""
         if self.block == 0:
             return array
         merged = np.moveaxis(array, -1, 2).reshape(self.shape[0], self.blocks * self.block, *self.shape[2:])
@@ -88,10 +96,12 @@ class Kernel:
     out : TensorSpec
         What the kernel writes.
     key : hashable
-        Equal keys mean equal functions: put in every shape, dtype, layout and attribute that the code depends on, never values that are read from
-        constants. Starts with the kernel's name, which also names the compiled function.
+        Equal keys mean equal functions: put in every shape, dtype, layout and attribute that the code depends on,
+        never values that are read from constants. Starts with the kernel's name, which also names the compiled
+        function.
     inputs : tuple of TensorSpec
-        The layouts that the function reads; where one differs from what was offered, lowering inserts a layout conversion.
+        The layouts that the function reads; where one differs from what was offered, lowering inserts a layout
+        conversion.
     """
 
     build: Callable[[], Any]

@@ -17,7 +17,9 @@ from lpsn_tvm.schedules.kernel import Builder
 
 @dataclass(frozen=True)
 class Compiled:
-    """A compiled module: shared library, the constants that `main` takes as its last argument (a tuple), and the CPU features it needs."""
+    """A compiled module: shared library, the constants that `main` takes as its last argument (a tuple), and the CPU
+    features it needs.
+    """
 
     library: bytes
     params: tuple[npt.NDArray[Any], ...]
@@ -61,7 +63,8 @@ class Backend:
         return tvm.target.Target(json.loads(self.tvm_target))
 
     def lower(self, mod: Any) -> Any:
-        """Every lpsn operator becomes a call of a scheduled kernel in the layout that the backend wants; inputs and outputs stay as they are.
+        """Every lpsn operator becomes a call of a scheduled kernel in the layout that the backend wants; inputs and
+        outputs stay as they are.
 
         Raises
         ------
@@ -71,7 +74,9 @@ class Backend:
         return self.lowering(self, mod)
 
     def compile(self, mod: Any) -> Compiled:
-        """Compile a lowered module (a module with lpsn operators is lowered first); how many threads run it is the runtime's business."""
+        """Compile a lowered module (a module with lpsn operators is lowered first); how many threads run it is the
+        runtime's business.
+        """
         return self.compiler(self, mod)
 
 
@@ -122,5 +127,11 @@ def parse_target(target: Any) -> dict[str, Any]:
         name, separator, value = option.lstrip("-").partition("=")
         if not option.startswith("-") or not separator:
             raise TargetError(f"{option!r} is not of the form -name=value", where=text)
-        config[name] = value.split(",") if name == "mattr" else int(value) if name == "num-cores" and np.char.isdigit(value) else value
+        config[name] = (
+            value.split(",")
+            if name == "mattr"
+            else int(value)
+            if name == "num-cores" and np.char.isdigit(value)
+            else value
+        )
     return config

@@ -1,4 +1,6 @@
-"""Compilation of a lowered module for CPUs: Relax pipeline, constants lifted to an argument, shared library as bytes, and a runner for tests."""
+"""Compilation of a lowered module for CPUs: Relax pipeline, constants lifted to an argument, shared library as bytes,
+and a runner for tests.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from lpsn_tvm.targets.default_schedule import DefaultSchedule
 from lpsn_tvm.targets.llvm import required_features
 
 LIFTED_BYTES = 2048
-"""Larger constants become the module's last argument (and go into the artifact, packed); smaller ones stay in the library."""
+"""Larger constants become the module's last argument (and go into the artifact, packed); smaller ones stay in the
+library.
+"""
 COMPILERS = ("cc", "gcc", "clang", "c++", "g++", "clang++")
 
 
@@ -48,7 +52,9 @@ def compile_llvm(backend: Backend, mod: tvm.IRModule) -> Compiled:
 
 
 def pipeline() -> Any:
-    """Relax passes: what is not a kernel of ours is legalized, fused and given a simple schedule; then memory is planned."""
+    """Relax passes: what is not a kernel of ours is legalized, fused and given a simple schedule; then memory is
+    planned.
+    """
     t = relax.transform
     return tvm.transform.Sequential(
         [
@@ -137,7 +143,10 @@ def export(executable: Any) -> bytes:
     """
     compiler = next((path for path in map(shutil.which, COMPILERS) if path), None)
     if compiler is None:
-        raise CompileError(f"linking a shared library needs a C compiler driver, none of {', '.join(COMPILERS)} is installed", where="llvm")
+        raise CompileError(
+            f"linking a shared library needs a C compiler driver, none of {', '.join(COMPILERS)} is installed",
+            where="llvm",
+        )
     with tempfile.TemporaryDirectory(prefix="lpsn_tvm_") as folder:
         path = Path(folder) / "library.so"
         try:
@@ -153,7 +162,9 @@ def _last_line(error: BaseException) -> str:
 
 
 def load(compiled: Compiled) -> Callable[[Sequence[npt.NDArray[Any]]], list[npt.NDArray[Any]]]:
-    """Run a compiled module in this process: sequence of ndarray in, list of ndarray out (the artifact does the same without a compiler)."""
+    """Run a compiled module in this process: sequence of ndarray in, list of ndarray out (the artifact does the same
+    without a compiler).
+    """
     from lpsn_tvm.runtime import Executable
 
     return Executable(compiled.library, [np.asarray(array) for array in compiled.params])

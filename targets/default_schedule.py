@@ -1,4 +1,6 @@
-"""A simple CPU schedule for whatever is not a kernel of ours: producers inlined, outer loops parallel, the innermost vectorized."""
+"""A simple CPU schedule for whatever is not a kernel of ours: producers inlined, outer loops parallel, the innermost
+vectorized.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class DefaultSchedule:
 
 
 def scheduled(function: Any) -> Any:
-    """Inline what can be inlined, then treat every remaining block by itself; what a primitive refuses is left as it is."""
+    """Inline what can be inlined, then treat every remaining block by itself; what a primitive refuses is left as it
+    is.
+    """
     from tvm.s_tir import Schedule
     from tvm.s_tir.schedule import ScheduleError
 

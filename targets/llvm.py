@@ -1,4 +1,6 @@
-"""The llvm backend: this machine's CPU or a named one, its instruction set, and the CPU features that a compiled library will need."""
+"""The llvm backend: this machine's CPU or a named one, its instruction set, and the CPU features that a compiled
+library will need.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,45 @@ CHANNEL_TILE = 16
 
 # LLVM's feature name -> Linux's, for the features that change which instructions LLVM emits.
 LINUX_NAMES = {
-    "sse4.1": "sse4_1", "sse4.2": "sse4_2", "ssse3": "ssse3", "popcnt": "popcnt", "movbe": "movbe", "lzcnt": "abm", "bmi": "bmi1", "bmi2": "bmi2",
-    "avx": "avx", "avx2": "avx2", "fma": "fma", "f16c": "f16c", "gfni": "gfni", "vaes": "vaes", "vpclmulqdq": "vpclmulqdq", "sha": "sha_ni",
-    "avx512f": "avx512f", "avx512cd": "avx512cd", "avx512bw": "avx512bw", "avx512dq": "avx512dq", "avx512vl": "avx512vl",
-    "avx512ifma": "avx512ifma", "avx512vbmi": "avx512vbmi", "avx512vbmi2": "avx512_vbmi2", "avx512vnni": "avx512_vnni",
-    "avx512bitalg": "avx512_bitalg", "avx512vpopcntdq": "avx512_vpopcntdq", "avx512bf16": "avx512_bf16", "avx512fp16": "avx512_fp16",
-    "avxvnni": "avx_vnni", "amx-tile": "amx_tile", "amx-int8": "amx_int8", "amx-bf16": "amx_bf16", "adx": "adx", "rdseed": "rdseed",
-    "avxifma": "avx_ifma", "avxneconvert": "avx_ne_convert", "avxvnniint8": "avx_vnni_int8",
-}  # fmt: skip
+    "sse4.1": "sse4_1",
+    "sse4.2": "sse4_2",
+    "ssse3": "ssse3",
+    "popcnt": "popcnt",
+    "movbe": "movbe",
+    "lzcnt": "abm",
+    "bmi": "bmi1",
+    "bmi2": "bmi2",
+    "avx": "avx",
+    "avx2": "avx2",
+    "fma": "fma",
+    "f16c": "f16c",
+    "gfni": "gfni",
+    "vaes": "vaes",
+    "vpclmulqdq": "vpclmulqdq",
+    "sha": "sha_ni",
+    "avx512f": "avx512f",
+    "avx512cd": "avx512cd",
+    "avx512bw": "avx512bw",
+    "avx512dq": "avx512dq",
+    "avx512vl": "avx512vl",
+    "avx512ifma": "avx512ifma",
+    "avx512vbmi": "avx512vbmi",
+    "avx512vbmi2": "avx512_vbmi2",
+    "avx512vnni": "avx512_vnni",
+    "avx512bitalg": "avx512_bitalg",
+    "avx512vpopcntdq": "avx512_vpopcntdq",
+    "avx512bf16": "avx512_bf16",
+    "avx512fp16": "avx512_fp16",
+    "avxvnni": "avx_vnni",
+    "amx-tile": "amx_tile",
+    "amx-int8": "amx_int8",
+    "amx-bf16": "amx_bf16",
+    "adx": "adx",
+    "rdseed": "rdseed",
+    "avxifma": "avx_ifma",
+    "avxneconvert": "avx_ne_convert",
+    "avxvnniint8": "avx_vnni_int8",
+}
 
 
 def llvm_backend(config: Mapping[str, Any]) -> Backend:
@@ -45,7 +78,10 @@ def llvm_backend(config: Mapping[str, Any]) -> Backend:
     # A Target that is turned into a dictionary brings these along; TVM derives them itself.
     options = {name: value for name, value in config.items() if name not in ("keys", "tag")}
     if any(name.startswith("fast-math") for name in options):
-        raise TargetError("fast-math changes how results are rounded, so they would differ from the reference; leave it out", where="llvm")
+        raise TargetError(
+            "fast-math changes how results are rounded, so they would differ from the reference; leave it out",
+            where="llvm",
+        )
     host = "mcpu" not in options and "mtriple" not in options
     if host:
         options["mcpu"] = str(codegen.llvm_get_system_cpu())
@@ -54,11 +90,22 @@ def llvm_backend(config: Mapping[str, Any]) -> Backend:
     if absent:
         options["mattr"] = [*options.get("mattr", []), *(f"-{name}" for name in absent)]
         target = _target(options)
-    if "mcpu" in options and not codegen.llvm_is_valid_cpu(options["mcpu"], options.get("mtriple", codegen.llvm_get_system_triple())):
-        raise TargetError("LLVM does not know this CPU; see `llc -mcpu=help`, for example cascadelake, haswell, znver4", where=f"mcpu={options['mcpu']}")
+    if "mcpu" in options and not codegen.llvm_is_valid_cpu(
+        options["mcpu"], options.get("mtriple", codegen.llvm_get_system_triple())
+    ):
+        raise TargetError(
+            "LLVM does not know this CPU; see `llc -mcpu=help`, for example cascadelake, haswell, znver4",
+            where=f"mcpu={options['mcpu']}",
+        )
     return Backend(
-        name="llvm", tvm_target=json.dumps(options, sort_keys=True), scheme=QuantScheme(), channel_tile=CHANNEL_TILE, rules=RULES,
-        geometry=isa_of(target), lowering=lower, compiler=compile_llvm,
+        name="llvm",
+        tvm_target=json.dumps(options, sort_keys=True),
+        scheme=QuantScheme(),
+        channel_tile=CHANNEL_TILE,
+        rules=RULES,
+        geometry=isa_of(target),
+        lowering=lower,
+        compiler=compile_llvm,
     )
 
 
@@ -68,7 +115,9 @@ def _target(options: Mapping[str, Any]) -> Any:
     try:
         return tvm.target.Target(dict(options))
     except (ValueError, TypeError, RuntimeError) as error:
-        raise TargetError(f"TVM does not accept it: {str(error).splitlines()[-1]}", where=json.dumps(options)) from error
+        raise TargetError(
+            f"TVM does not accept it: {str(error).splitlines()[-1]}", where=json.dumps(options)
+        ) from error
 
 
 def _features(target: Any) -> set[str]:

@@ -1,7 +1,7 @@
 """Lowering to CPU kernels: dispatch of every lpsn operator to a kernel, layouts, and conversions where they meet.
 
-Tensors between lpsn operators live in whatever layout the kernels agree on (16 channels per block); parameters, results and operands of ordinary Relax
-operators are plain. Kernels with equal keys share one function.
+Tensors between lpsn operators live in whatever layout the kernels agree on (16 channels per block); parameters,
+results and operands of ordinary Relax operators are plain. Kernels with equal keys share one function.
 """
 
 from __future__ import annotations
@@ -103,9 +103,11 @@ class _Lowering:
         operands = [self._converted(value, spec, want) for (value, spec), want in zip(tensors, wanted, strict=True)]
         return self._emit(kernel, operands, var.name), kernel.out
 
-    def _dispatch(self, op: str, where: str, inputs: tuple[TensorSpec, ...], constants: dict[str, Array], attrs: dict[str, Any]) -> Kernel:
+    def _dispatch(
+        self, op: str, where: str, inputs: tuple[TensorSpec, ...], constants: dict[str, Array], attrs: dict[str, Any]
+    ) -> Kernel:
         for builder in self.backend.rules.get(op, ()):
-            kernel = builder(inputs, constants, attrs, self.backend.geometry)
+            kernel: Kernel | None = builder(inputs, constants, attrs, self.backend.geometry)
             if kernel is not None:
                 return kernel
         shapes = ", ".join(f"{spec.dtype}{list(spec.shape)}" for spec in inputs)
@@ -117,7 +119,9 @@ class _Lowering:
             self.functions[kernel.key] = self.builder.add_func(function, str(kernel.key[0]))
         constants = [graph.constant(array) for array in kernel.constants]
         out = relax.TensorType(kernel.out.memory_shape, kernel.out.dtype)
-        return graph.emit_named(self.builder, relax.call_tir(self.functions[kernel.key], [*operands, *constants], out), name)
+        return graph.emit_named(
+            self.builder, relax.call_tir(self.functions[kernel.key], [*operands, *constants], out), name
+        )
 
     def _view(self, op: str, var: Any, arguments: list[Any]) -> tuple[Any, TensorSpec] | None:
         """Reshapes that drop or add axes of one pixel keep the layout: the same bytes under another shape."""
@@ -125,7 +129,9 @@ class _Lowering:
             return None
         value, spec = self.values[arguments[0]]
         shape = graph.shape_of(var)
-        if spec.block and (min(len(shape), len(spec.shape)) < 2 or shape[:2] != spec.shape[:2] or len(shape) not in (2, 4)):
+        if spec.block and (
+            min(len(shape), len(spec.shape)) < 2 or shape[:2] != spec.shape[:2] or len(shape) not in (2, 4)
+        ):
             return None
         out = TensorSpec(shape, spec.dtype, spec.block)
         return graph.emit_named(self.builder, relax.op.reshape(value, out.memory_shape), var.name), out
@@ -143,5 +149,3 @@ class _Lowering:
             else:
                 self.converted[key] = self._emit(relayout(spec, want), [value], name)
         return self.converted[key]
-
-

@@ -1,4 +1,6 @@
-"""The dispatch table of the llvm backend: operator -> kernel builders, asked in order; the first that does not return None is taken."""
+"""The dispatch table of the llvm backend: operator -> kernel builders, asked in order; the first that does not return
+None is taken.
+"""
 
 from __future__ import annotations
 

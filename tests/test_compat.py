@@ -19,7 +19,9 @@ def test_installed_versions_are_accepted():
 def test_other_versions_are_refused(monkeypatch, package):
     real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "9.9" if name == package else real(name))
-    with pytest.raises(CompileError, match=f"{package} is 9.9, this release needs {compat.PINS[package]}: python -m pip install"):
+    with pytest.raises(
+        CompileError, match=f"{package} is 9.9, this release needs {compat.PINS[package]}: python -m pip install"
+    ):
         compat.check_versions()
 
 
@@ -43,8 +45,8 @@ from tvm.s_tir import meta_schedule as ms
 a = te.placeholder((16, 16), name="a")
 b = te.compute((16, 16), lambda i, j: a[i, j] + 1, name="b")
 target = tvm.target.Target({"kind": "llvm", "mcpu": "haswell", "num-cores": 1})
-context = ms.TuneContext(tvm.IRModule({"main": te.create_prim_func([a, b])}), target=target, space_generator="post-order-apply")
-print(len(context.generate_design_space()))
+context = ms.TuneContext(tvm.IRModule({"main": te.create_prim_func([a, b])}), target=target, space_generator="post-
+order-apply") print(len(context.generate_design_space()))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,6 @@
-"""`lpsn.conv2d` on CPUs: any kernel, stride, dilation, padding and groups; 1x1 flattens the map; depthwise has its own kernel."""
+"""`lpsn.conv2d` on CPUs: any kernel, stride, dilation, padding and groups; 1x1 flattens the map; depthwise has its own
+kernel.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.conv_core import BLOCK, Geometry, convolution, quad_of
+from lpsn_tvm.schedules.llvm.conv_core import convolution
+from lpsn_tvm.schedules.llvm.dot import BLOCK, quad_of
+from lpsn_tvm.schedules.llvm.geometry import Geometry
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.tiles import choose_tile
 from lpsn_tvm.schedules.llvm.weights import input_block, pack_weight, parameters, per_channel, reduction
 
 
-def conv2d(inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Isa) -> Kernel | None:
+def conv2d(
+    inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Isa
+) -> Kernel | None:
     """Kernel of `quant.conv2d` with a constant weight."""
     if "weight" not in constants or inputs[0].dtype not in ("uint8", "int8"):
         return None
@@ -34,8 +40,10 @@ def conv2d(inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs
     return Kernel(lambda: convolution(geometry, isa), packed, out, ("conv2d_int8", isa, geometry), wanted)
 
 
-def _geometry(data: TensorSpec, weight: Array, attrs: Mapping[str, Any], has_residual: bool, isa: Isa) -> tuple[Geometry, TensorSpec]:
-    batch, channels, height, width = data.shape
+def _geometry(
+    data: TensorSpec, weight: Array, attrs: Mapping[str, Any], has_residual: bool, isa: Isa
+) -> tuple[Geometry, TensorSpec]:
+    batch, _, height, width = data.shape
     out_channels, in_per_group, kh, kw = weight.shape
     groups = int(attrs.get("groups", 1))
     strides, dilation = tuple(attrs["strides"]), tuple(attrs.get("dilation", (1, 1)))
@@ -49,12 +57,26 @@ def _geometry(data: TensorSpec, weight: Array, attrs: Mapping[str, Any], has_res
         size, out_size = (1, height * width), (1, oh * ow)
     blocks, group = reduction(out_channels, groups, in_per_group, data.blocks, b)
     return Geometry(
-        in_shape=data.memory_shape, in_dtype=data.dtype, batch=batch, in_blocks=data.blocks, in_block=b, in_size=size,
-        in_strides=(data.blocks * size[0] * size[1] * b, size[0] * size[1] * b, size[1] * b, b), pads=(top, left, bottom, right),
-        out_shape=out.memory_shape, out_dtype=out.dtype, out_blocks=out.blocks, out_size=out_size,
+        in_shape=data.memory_shape,
+        in_dtype=data.dtype,
+        batch=batch,
+        in_blocks=data.blocks,
+        in_block=b,
+        in_size=size,
+        in_strides=(data.blocks * size[0] * size[1] * b, size[0] * size[1] * b, size[1] * b, b),
+        pads=(top, left, bottom, right),
+        out_shape=out.memory_shape,
+        out_dtype=out.dtype,
+        out_blocks=out.blocks,
+        out_size=out_size,
         out_strides=(out.blocks * oh * ow * BLOCK, oh * ow * BLOCK, out_size[1] * BLOCK, BLOCK),
-        reduce_blocks=blocks, kernel=(kh, kw), strides=(strides[0], strides[1]), dilation=(dilation[0], dilation[1]), quad=quad,
-        has_residual=has_residual, group=group,
+        reduce_blocks=blocks,
+        kernel=(kh, kw),
+        strides=(strides[0], strides[1]),
+        dilation=(dilation[0], dilation[1]),
+        quad=quad,
+        has_residual=has_residual,
+        group=group,
         tile=choose_tile(isa, *out_size, out.blocks, max_blocks=_shared_blocks(out.blocks, group)),
     ), out
 

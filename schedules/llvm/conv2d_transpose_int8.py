@@ -1,8 +1,9 @@
-"""`lpsn.conv2d_transpose` on CPUs: every output phase is a small convolution of its own, so no multiplication by inserted zeros is done.
+"""`lpsn.conv2d_transpose` on CPUs: every output phase is a small convolution of its own, so no multiplication by
+inserted zeros is done.
 
-Output row Y reads input row y through tap r where Y + top = y * stride + r. For phase p = Y mod stride the taps are r0, r0 + stride, ... with
-r0 = (p + top) mod stride, and the j-th of them reads y = Y div stride + (p + top) div stride - j: an ordinary convolution with its taps reversed.
-A dilated kernel is first spread out with zeros.
+Output row Y reads input row y through tap r where Y + top = y * stride + r. For phase p = Y mod stride the taps are
+r0, r0 + stride, ... with r0 = (p + top) mod stride, and the j-th of them reads y = Y div stride + (p + top) div stride
+- j: an ordinary convolution with its taps reversed. A dilated kernel is first spread out with zeros.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.conv_core import BLOCK, Geometry, Phases, convolution, quad_of
+from lpsn_tvm.schedules.llvm.conv_core import convolution
+from lpsn_tvm.schedules.llvm.dot import BLOCK, quad_of
+from lpsn_tvm.schedules.llvm.geometry import Geometry, Phases
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.tiles import choose_tile
 from lpsn_tvm.schedules.llvm.weights import input_block, pack_weight, parameters, per_channel, reduction
 
 
-def conv2d_transpose(inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Isa) -> Kernel | None:
+def conv2d_transpose(
+    inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Isa
+) -> Kernel | None:
     """Kernel of `quant.conv2d_transpose` with a constant weight."""
     if "weight" not in constants or inputs[0].dtype not in ("uint8", "int8"):
         return None
@@ -30,10 +35,16 @@ def conv2d_transpose(inputs: tuple[TensorSpec, ...], constants: Mapping[str, Arr
     strides, crop = tuple(attrs["strides"]), tuple(attrs["padding"][:2])
     out = _output(data, weight, attrs)
     geometry = _geometry(data, weight, strides, crop, groups, out, isa)
-    packed, bias = _pack_phases(weight, constants["bias"], strides, crop, groups, geometry, int(attrs.get("x_zero_point", 0)))
+    packed, bias = _pack_phases(
+        weight, constants["bias"], strides, crop, groups, geometry, int(attrs.get("x_zero_point", 0))
+    )
     scale = np.tile(per_channel(constants["scale"], "float32", weight.shape[0]), (strides[0] * strides[1], 1))
     return Kernel(
-        lambda: convolution(geometry, isa), (packed, bias, scale, *parameters(attrs)), out, ("conv2d_transpose_int8", isa, geometry), (data,)
+        lambda: convolution(geometry, isa),
+        (packed, bias, scale, *parameters(attrs)),
+        out,
+        ("conv2d_transpose_int8", isa, geometry),
+        (data,),
     )
 
 
@@ -55,7 +66,13 @@ def _output(data: TensorSpec, weight: Array, attrs: Mapping[str, Any]) -> Tensor
 
 
 def _geometry(
-    data: TensorSpec, weight: Array, strides: tuple[int, ...], crop: tuple[int, ...], groups: int, out: TensorSpec, isa: Isa
+    data: TensorSpec,
+    weight: Array,
+    strides: tuple[int, ...],
+    crop: tuple[int, ...],
+    groups: int,
+    out: TensorSpec,
+    isa: Isa,
 ) -> Geometry:
     batch, _, height, width = data.shape
     b = data.block
@@ -64,25 +81,51 @@ def _geometry(
     # Input rows that the phases touch: from crop // s - taps + 1 to (s - 1 + crop) // s + size - 1.
     before = tuple(max(0, t - 1 - c // s) for t, c, s in zip(taps, crop, strides, strict=True))
     after = tuple(
-        max(0, (s - 1 + c) // s + m - extent) for s, c, m, extent in zip(strides, crop, size, (height, width), strict=True)
+        max(0, (s - 1 + c) // s + m - extent)
+        for s, c, m, extent in zip(strides, crop, size, (height, width), strict=True)
     )
     blocks, group = reduction(weight.shape[0], groups, weight.shape[1], data.blocks, b)
     phases = Phases((strides[0], strides[1]), (crop[0], crop[1]), (taps[0], taps[1]), (out.shape[2], out.shape[3]))
     shared = 16 if group is None else 1
     tile_blocks = choose_tile(isa, *size, out.blocks, max_blocks=shared)
     return Geometry(
-        in_shape=data.memory_shape, in_dtype=data.dtype, batch=batch, in_blocks=data.blocks, in_block=b, in_size=(height, width),
-        in_strides=(data.blocks * height * width * b, height * width * b, width * b, b), pads=(before[0], before[1], after[0], after[1]),
-        out_shape=out.memory_shape, out_dtype=out.dtype, out_blocks=out.blocks * strides[0] * strides[1], out_size=(size[0], size[1]),
-        out_strides=(0, 0, 0, 0), reduce_blocks=blocks, kernel=taps, strides=(1, 1), dilation=(1, 1), quad=quad_of(isa, data.dtype),
-        has_residual=False, tile=tile_blocks, group=group, phases=phases,
+        in_shape=data.memory_shape,
+        in_dtype=data.dtype,
+        batch=batch,
+        in_blocks=data.blocks,
+        in_block=b,
+        in_size=(height, width),
+        in_strides=(data.blocks * height * width * b, height * width * b, width * b, b),
+        pads=(before[0], before[1], after[0], after[1]),
+        out_shape=out.memory_shape,
+        out_dtype=out.dtype,
+        out_blocks=out.blocks * strides[0] * strides[1],
+        out_size=(size[0], size[1]),
+        out_strides=(0, 0, 0, 0),
+        reduce_blocks=blocks,
+        kernel=taps,
+        strides=(1, 1),
+        dilation=(1, 1),
+        quad=quad_of(isa, data.dtype),
+        has_residual=False,
+        tile=tile_blocks,
+        group=group,
+        phases=phases,
     )
 
 
 def _pack_phases(
-    weight: Array, bias: Array, strides: tuple[int, ...], crop: tuple[int, ...], groups: int, g: Geometry, zero_point: int
+    weight: Array,
+    bias: Array,
+    strides: tuple[int, ...],
+    crop: tuple[int, ...],
+    groups: int,
+    g: Geometry,
+    zero_point: int,
 ) -> tuple[Array, Array]:
-    """Weights and biases of all phases, one after the other; a phase's bias holds the zero-point term of exactly its taps."""
+    """Weights and biases of all phases, one after the other; a phase's bias holds the zero-point term of exactly its
+    taps.
+    """
     packed, biases = [], []
     th, tw = g.kernel
     for py in range(strides[0]):

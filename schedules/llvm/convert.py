@@ -1,4 +1,5 @@
-"""`lpsn.quantize`, `lpsn.dequantize`, `lpsn.requantize` and pure layout conversion: one element-wise function, any two layouts.
+"""`lpsn.quantize`, `lpsn.dequantize`, `lpsn.requantize` and pure layout conversion: one element-wise function, any two
+layouts.
 
 Between a plain and a blocked tensor, registers of neighbouring pixels are transposed by a tree of two-vector shuffles.
 """
@@ -13,32 +14,56 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.conv_core import BLOCK
+from lpsn_tvm.schedules.llvm.dot import BLOCK
 from lpsn_tvm.schedules.llvm.isa import Isa
-from lpsn_tvm.schedules.llvm.tir import MAGIC_BITS, loop, map_elements, prim_func, requantized, unravel, vcast, vector, vload, vstore
+from lpsn_tvm.schedules.llvm.tir import (
+    MAGIC_BITS,
+    loop,
+    map_elements,
+    prim_func,
+    requantized,
+    unravel,
+    vcast,
+    vector,
+    vload,
+    vstore,
+)
 from lpsn_tvm.schedules.llvm.weights import input_block
 
 Transform = Callable[[Any, Any, Any, int], Any]
 """(value, float parameters, integer parameters, lanes) -> value."""
 
 
-def quantize(inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Isa) -> Kernel | None:
+def quantize(
+    inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Isa
+) -> Kernel | None:
     """Kernel of `quant.quantize`; a plain image becomes blocked by 4, 8 or 16."""
     data = inputs[0]
     zero_point = int(attrs["zero_point"])
     floats = [attrs["inv_scale"], attrs["qmin"] - zero_point, attrs["qmax"] - zero_point, 0.0]
     dtype = str(attrs["out_dtype"])
-    return _kernel("quantize", data, TensorSpec(data.shape, dtype, _wanted_block(data)), floats, [0, zero_point - MAGIC_BITS, 0, 0], _quantize(dtype))
+    return _kernel(
+        "quantize",
+        data,
+        TensorSpec(data.shape, dtype, _wanted_block(data)),
+        floats,
+        [0, zero_point - MAGIC_BITS, 0, 0],
+        _quantize(dtype),
+    )
 
 
-def dequantize(inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Isa) -> Kernel | None:
+def dequantize(
+    inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Isa
+) -> Kernel | None:
     """Kernel of `quant.dequantize`, layout kept."""
     data = inputs[0]
     out = TensorSpec(data.shape, "float32", data.block)
     return _kernel("dequantize", data, out, [attrs["scale"], 0, 0, 0], [attrs["zero_point"], 0, 0, 0], _dequantize)
 
 
-def requantize(inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Isa) -> Kernel | None:
+def requantize(
+    inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Isa
+) -> Kernel | None:
     """Kernel of `quant.requantize`, layout kept."""
     data, zero_point, dtype = inputs[0], int(attrs["out_zero_point"]), str(attrs["out_dtype"])
     floats = [attrs["multiplier"], attrs["qmin"] - zero_point, attrs["qmax"] - zero_point, 0.0]
@@ -87,8 +112,8 @@ def _kernel(name: str, data: TensorSpec, out: TensorSpec, floats: Any, integers:
         arguments.append(("out", out.memory_shape, out.dtype))
 
         def body(source: Any, *rest: Any) -> None:
-            parameters = rest[:-1] or (None, None)
-            _emit(data, out, source, rest[-1], lambda value, lanes: transform(value, *parameters, lanes))
+            floats, integers = rest[:2] if constants else (None, None)
+            _emit(data, out, source, rest[-1], lambda value, lanes: transform(value, floats, integers, lanes))
 
         return prim_func(arguments, body)
 
@@ -117,10 +142,16 @@ def _emit_flat(size: int, source: Any, target: Any, function: Callable[[Any, int
     lanes, piece = 16, 4096
     if size >= 2 * piece:
         with loop(size // piece, size * 8) as i:
-            map_elements(piece, lanes, lambda at, n: vstore(target, i * piece + at, function(vload(source, i * piece + at, n), n), n))
+            map_elements(
+                piece,
+                lanes,
+                lambda at, n: vstore(target, i * piece + at, function(vload(source, i * piece + at, n), n), n),
+            )
     rest = size // piece * piece if size >= 2 * piece else 0
     if size > rest:
-        map_elements(size - rest, lanes, lambda at, n: vstore(target, rest + at, function(vload(source, rest + at, n), n), n))
+        map_elements(
+            size - rest, lanes, lambda at, n: vstore(target, rest + at, function(vload(source, rest + at, n), n), n)
+        )
 
 
 def _geometry(spec: TensorSpec) -> tuple[int, int, int, int]:
@@ -166,7 +197,7 @@ def _emit_blocking(out: TensorSpec, source: Any, target: Any, function: Callable
 
 
 def _emit_unblocking(data: TensorSpec, source: Any, target: Any, function: Callable[[Any, int], Any]) -> None:
-    """Blocked -> plain: load whole pixels, take the channels apart, apply the function, store the channels that exist."""
+    """Blocked -> plain: load whole pixels, take channels apart, apply the function, store those that exist."""
     batch, channels, pixels, blocks = _geometry(data)
     block = data.block
     whole, rest = divmod(channels, block)
@@ -176,7 +207,11 @@ def _emit_unblocking(data: TensorSpec, source: Any, target: Any, function: Calla
         base = (n * channels + c * block) * pixels + first
         loaded = vload(source, (plane * pixels + first) * block, lanes * block)
         for i in range(valid):
-            row = tirx.Shuffle([loaded], [p * block + i for p in range(lanes)]) if lanes > 1 else tirx.Shuffle([loaded], [i])
+            row = (
+                tirx.Shuffle([loaded], [p * block + i for p in range(lanes)])
+                if lanes > 1
+                else tirx.Shuffle([loaded], [i])
+            )
             vstore(target, base + i * pixels, function(row, lanes), lanes)
 
     def every(plane: Any, first: Any, lanes: int) -> None:
@@ -193,7 +228,9 @@ def _emit_unblocking(data: TensorSpec, source: Any, target: Any, function: Calla
     _pixel_loop(batch * blocks, pixels, every)
 
 
-def _emit_reblocking(data: TensorSpec, out: TensorSpec, source: Any, target: Any, function: Callable[[Any, int], Any]) -> None:
+def _emit_reblocking(
+    data: TensorSpec, out: TensorSpec, source: Any, target: Any, function: Callable[[Any, int], Any]
+) -> None:
     """Blocked -> blocked otherwise (rare: a network input that integer operators read directly): channel by channel."""
     batch, channels, pixels, blocks = _geometry(out)
     total = batch * blocks * pixels
@@ -201,12 +238,16 @@ def _emit_reblocking(data: TensorSpec, out: TensorSpec, source: Any, target: Any
         n, c, p = unravel(index, batch, blocks, pixels)
         with T.serial(0, out.block) as i:
             channel = T.min(c * out.block + i, channels - 1)
-            at = ((n * data.blocks + T.floordiv(channel, data.block)) * pixels + p) * data.block + T.floormod(channel, data.block)
+            at = ((n * data.blocks + T.floordiv(channel, data.block)) * pixels + p) * data.block + T.floormod(
+                channel, data.block
+            )
             vstore(target, index * out.block + i, function(source[at], 1), 1)
 
 
 def _transposed(rows: list[Any], lanes: int) -> Any:
-    """Vectors by channel -> one vector [pixel, channel], by repeatedly interleaving; the number of rows is a power of two."""
+    """Vectors by channel -> one vector [pixel, channel], by repeatedly interleaving; the number of rows is a power of
+    two.
+    """
     width = lanes
     while len(rows) > 1:
         half = len(rows) // 2

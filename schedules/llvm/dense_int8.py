@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.conv_core import BLOCK, Geometry, convolution, quad_of
+from lpsn_tvm.schedules.llvm.conv_core import convolution
+from lpsn_tvm.schedules.llvm.dot import BLOCK, quad_of
+from lpsn_tvm.schedules.llvm.geometry import Geometry
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.tiles import choose_tile
 from lpsn_tvm.schedules.llvm.weights import pack_weight, parameters, per_channel
 
 
-def dense(inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Isa) -> Kernel | None:
+def dense(
+    inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Isa
+) -> Kernel | None:
     """Kernel of `quant.dense` with a constant weight and a two-dimensional input."""
     if "weight" not in constants or inputs[0].dtype not in ("uint8", "int8") or len(inputs[0].shape) != 2:
         return None
@@ -27,10 +31,26 @@ def dense(inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs:
     out = TensorSpec((batch, units), str(attrs.get("out_dtype", "uint8")), BLOCK)
     row, out_row = in_blocks * BLOCK, out.blocks * BLOCK
     geometry = Geometry(
-        in_shape=data.memory_shape, in_dtype=data.dtype, batch=1, in_blocks=in_blocks, in_block=BLOCK, in_size=(1, batch),
-        in_strides=(0, BLOCK, 0, row), pads=(0, 0, 0, 0), out_shape=out.memory_shape, out_dtype=out.dtype, out_blocks=out.blocks,
-        out_size=(1, batch), out_strides=(0, BLOCK, 0, out_row), reduce_blocks=in_blocks, kernel=(1, 1), strides=(1, 1), dilation=(1, 1),
-        quad=quad_of(isa, data.dtype), has_residual=len(inputs) == 2, tile=choose_tile(isa, 1, batch, out.blocks),
+        in_shape=data.memory_shape,
+        in_dtype=data.dtype,
+        batch=1,
+        in_blocks=in_blocks,
+        in_block=BLOCK,
+        in_size=(1, batch),
+        in_strides=(0, BLOCK, 0, row),
+        pads=(0, 0, 0, 0),
+        out_shape=out.memory_shape,
+        out_dtype=out.dtype,
+        out_blocks=out.blocks,
+        out_size=(1, batch),
+        out_strides=(0, BLOCK, 0, out_row),
+        reduce_blocks=in_blocks,
+        kernel=(1, 1),
+        strides=(1, 1),
+        dilation=(1, 1),
+        quad=quad_of(isa, data.dtype),
+        has_residual=len(inputs) == 2,
+        tile=choose_tile(isa, 1, batch, out.blocks),
     )
     packed = (
         pack_weight(weight, 1, in_blocks, BLOCK, geometry.quad),

@@ -1,7 +1,9 @@
 """`lpsn.conv2d` with one input channel per output channel.
 
-Neighbouring pixels of one channel block lie next to each other, so one load brings four pixels of 16 channels; a byte shuffle turns [pixel, channel]
-into [channel, pixel] and one dot instruction multiplies four taps of a kernel row. Without a dot instruction, or dilated, taps go one at a time.
+Neighbouring pixels of one channel block lie next to each other, so one load brings four pixels of 16 channels; a byte
+shuffle turns [pixel, channel] into [channel, pixel] and one dot instruction multiplies four taps of a kernel row.
+Without a dot instruction, or
+dilated, taps go one at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.conv_core import BLOCK, dot, quad_of, store_epilogue
+from lpsn_tvm.schedules.llvm.dot import BLOCK, dot, lanes_of, quad_of, store_epilogue
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.tir import loop, map_elements, nest, prim_func, unravel, vcast, vector, vload, vstore
 from lpsn_tvm.schedules.llvm.weights import parameters, per_channel
@@ -25,7 +27,9 @@ SCRATCH_BYTES = 24 * 1024
 
 @dataclass(frozen=True)
 class Geometry:
-    """Everything the code depends on; `columns` is the width of a padded row in scratch, `rows` the output rows of one task."""
+    """Everything the code depends on; `columns` is the width of a padded row in scratch, `rows` the output rows of one
+    task.
+    """
 
     data: TensorSpec
     out: TensorSpec
@@ -50,7 +54,9 @@ class Geometry:
         return (self.rows - 1) * self.strides[0] + (self.kernel[0] - 1) * self.dilation[0] + 1
 
 
-def depthwise(inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Isa) -> Kernel | None:
+def depthwise(
+    inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Isa
+) -> Kernel | None:
     """Kernel of `quant.conv2d` for depthwise layers; others are not mine."""
     if "weight" not in constants or inputs[0].dtype not in ("uint8", "int8"):
         return None
@@ -94,7 +100,9 @@ def _geometry(data: TensorSpec, weight: Array, attrs: Mapping[str, Any], has_res
     rows = max(1, min(oh, (fitting - (kh - 1) * dy - 1) // sy + 1))
     out = TensorSpec((batch, channels, oh, ow), str(attrs.get("out_dtype", "uint8")), BLOCK)
     pixels = next(p for p in (8, 7, 6, 5, 4, 3, 2, 1) if p <= ow and (ow % p == 0 or p <= 4))
-    return Geometry(data, out, (kh, kw), (sy, sx), (dy, dx), (top, left, bottom, right), quad, has_residual, columns, rows, pixels)
+    return Geometry(
+        data, out, (kh, kw), (sy, sx), (dy, dx), (top, left, bottom, right), quad, has_residual, columns, rows, pixels
+    )
 
 
 def _function(g: Geometry, isa: Isa) -> Any:
@@ -104,7 +112,10 @@ def _function(g: Geometry, isa: Isa) -> Any:
         arguments.append(("residual", g.out.memory_shape, g.out.dtype))
     arguments += [
         ("weight", (blocks, g.kernel[0], g.groups_per_row, BLOCK, g.quad), "int16" if g.quad == 2 else "int8"),
-        ("bias", (blocks, BLOCK), "int32"), ("scale", (blocks, BLOCK), "float32"), ("floats", (4,), "float32"), ("integers", (4,), "int32"),
+        ("bias", (blocks, BLOCK), "int32"),
+        ("scale", (blocks, BLOCK), "float32"),
+        ("floats", (4,), "float32"),
+        ("integers", (4,), "int32"),
         ("out", g.out.memory_shape, g.out.dtype),
     ]
 
@@ -122,20 +133,22 @@ def _function(g: Geometry, isa: Isa) -> Any:
                 x0 = T.min(xo * g.pixels, ow - g.pixels) if ow % g.pixels else xo * g.pixels
                 acc = _accumulate(g, isa, scratch, weight, bias, c, y, x0)
                 first = (((n * blocks + c) * oh + y0 + y) * ow + x0) * BLOCK
-                lanes = _lanes(isa)
+                lanes = lanes_of(isa)
                 for pixel in range(g.pixels):
                     for piece in range(BLOCK // lanes):
                         value = vload(acc, pixel * BLOCK + piece * lanes, lanes)
                         store_epilogue(
-                            value, vload(scale, c * BLOCK + piece * lanes, lanes), residual, floats, integers, out,
-                            first + pixel * BLOCK + piece * lanes, lanes,
+                            value,
+                            vload(scale, c * BLOCK + piece * lanes, lanes),
+                            residual,
+                            floats,
+                            integers,
+                            out,
+                            first + pixel * BLOCK + piece * lanes,
+                            lanes,
                         )
 
     return prim_func(arguments, body)
-
-
-def _lanes(isa: Isa) -> int:
-    return BLOCK if isa.dot == "none" else isa.vector_bytes // 4
 
 
 def _fill(g: Geometry, scratch: Any, data: Any, integers: Any, plane: Any, y0: Any) -> None:
@@ -165,7 +178,7 @@ def _fill(g: Geometry, scratch: Any, data: Any, integers: Any, plane: Any, y0: A
 
 def _accumulate(g: Geometry, isa: Isa, scratch: Any, weight: Any, bias: Any, c: Any, y: Any, x0: Any) -> Any:
     """int32 sums of `g.pixels` neighbouring outputs."""
-    lanes, quad = _lanes(isa), g.quad
+    lanes, quad = lanes_of(isa), g.quad
     acc = T.alloc_buffer((g.pixels * BLOCK,), "int32", scope="local")
     for at in range(0, g.pixels * BLOCK, lanes):
         vstore(acc, at, vload(bias, c * BLOCK + at % BLOCK, lanes), lanes)
@@ -182,7 +195,14 @@ def _accumulate(g: Geometry, isa: Isa, scratch: Any, weight: Any, bias: Any, c: 
                     for piece in range(BLOCK // lanes):
                         place = pixel * BLOCK + piece * lanes
                         weights = vload(weight, w + piece * lanes * quad, lanes * quad)
-                        vstore(acc, place, dot(isa, vload(acc, place, lanes), _taps(g, scratch, at, piece, lanes), weights, quad, lanes), lanes)
+                        vstore(
+                            acc,
+                            place,
+                            dot(
+                                isa, vload(acc, place, lanes), _taps(g, scratch, at, piece, lanes), weights, quad, lanes
+                            ),
+                            lanes,
+                        )
     return acc
 
 

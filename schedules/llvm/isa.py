@@ -1,4 +1,6 @@
-"""What a CPU offers to the schedules: vector width, registers and an integer dot product; found from an LLVM target's features."""
+"""What a CPU offers to the schedules: vector width, registers and an integer dot product; found from an LLVM target's
+features.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Isa:
     registers : int
         Vector registers.
     dot : str
-        Integer dot product: "vnni512" / "vnni256" (uint8 x int8, four products per lane), "pmaddwd512" / "pmaddwd256" (int16 pairs), "none".
+        Integer dot product: "vnni512" / "vnni256" (uint8 x int8, four products per lane), "pmaddwd512" / "pmaddwd256"
+        (int16 pairs), "none".
     has_vbmi : bool
         Byte permutation across a 64-byte register (vpermb).
     """
@@ -51,6 +54,7 @@ def isa_of(target: Any) -> Isa:
     Parameters
     ----------
     target : tvm.target.Target
+        Of kind llvm.
     """
     from tvm.target import codegen
 

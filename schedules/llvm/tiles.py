@@ -24,19 +24,23 @@ class Tile:
         return self.rows * self.columns
 
 
-def choose_tile(isa: Isa, height: int, width: int, blocks: int, *, steps_per_pixel: int = 1, max_blocks: int = 16) -> Tile:
+def choose_tile(isa: Isa, height: int, width: int, blocks: int, *, max_blocks: int = 16) -> Tile:
     """The tile of least estimated cycles among those whose accumulators, weights and one broadcast fit the registers.
 
-    A step of a tile issues pixels x blocks products (two per cycle), pixels broadcasts and `blocks` weight loads (two per cycle), and takes at least one
-    latency. Partial tiles are computed in full (the last tile overlaps its neighbour), so their waste counts.
+    A step of a tile issues pixels x blocks products (two per cycle), pixels broadcasts and `blocks` weight loads (two
+    per cycle), and takes at least one latency. Partial tiles are computed in full (the last tile overlaps its
+    neighbour), so their waste counts.
 
     Parameters
     ----------
     isa : Isa
+        Registers and vector width.
     height, width : int
         Output map.
     blocks : int
         Output channel blocks; the tile's blocks divide it.
+    max_blocks : int
+        Most blocks in a tile.
     """
     per_block = max(1, 64 // isa.vector_bytes)
     budget = isa.registers - 1
@@ -49,7 +53,7 @@ def choose_tile(isa: Isa, height: int, width: int, blocks: int, *, steps_per_pix
                 if (pixels * ocb + min(ocb, 4)) * per_block + 1 > budget:
                     break
                 tiles = -(-height // rows) * -(-width // columns) * (blocks // ocb)
-                products, loads = pixels * ocb * per_block, pixels * steps_per_pixel + ocb * per_block
+                products, loads = pixels * ocb * per_block, pixels + ocb * per_block
                 cost = tiles * max(products / 2, loads / 2 + products / 8, float(LATENCY))
                 # Among equals: fewer, larger tiles in pixels (weights are streamed once per tile).
                 rank = (cost, -pixels, -ocb)

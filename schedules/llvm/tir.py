@@ -1,7 +1,9 @@
-"""Small vocabulary for writing kernels directly as TIR: flat buffers, vector loads and stores, byte copies, and the requantization epilogue.
+"""Small vocabulary for writing kernels directly as TIR: flat buffers, vector loads and stores, byte copies, and the
+requantization epilogue.
 
-Kernels here are generated as loops and vector statements (not scheduled from TE): register tiles, overlapping last tiles and strided layouts are said
-directly, a function is made in milliseconds, and LLVM keeps local accumulators in registers.
+Kernels here are generated as loops and vector statements (not scheduled from TE): register tiles, overlapping last
+tiles and strided layouts are said directly, a function is made in milliseconds, and LLVM keeps local accumulators in
+registers.
 """
 
 from __future__ import annotations
@@ -14,11 +16,15 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 MAGIC = 12582912.0
-"""1.5 * 2**23: adding it to a float32 of magnitude below 2**22 rounds to an integer, ties to even, into the low mantissa bits."""
+"""1.5 * 2**23: adding it to a float32 of magnitude below 2**22 rounds to an integer, ties to even, into the low
+mantissa bits.
+"""
 MAGIC_BITS = 0x4B400000
 LIMIT = 1048576.0
 PARALLEL_WORK = 150_000
-"""Below this many elementary operations (multiply-accumulates, bytes moved times 8) starting threads costs more than it saves."""
+"""Below this many elementary operations (multiply-accumulates, bytes moved times 8) starting threads costs more than
+it saves.
+"""
 
 
 def prim_func(arguments: Sequence[tuple[str, Sequence[int], str]], body: Callable[..., None]) -> Any:
@@ -120,7 +126,8 @@ def map_elements(count: int, widest: int, statement: Callable[[Any, int], None])
 def requantized(value: Any, low: Any, high: Any, offset: Any, dtype: str, lanes: int) -> Any:
     """float32 lanes -> integers: clamp, round half to even, add the zero point (`offset` is zero point - MAGIC_BITS).
 
-    The clamp in front of the addition keeps LLVM from contracting it with an earlier product into one fused multiply-add.
+    The clamp in front of the addition keeps LLVM from contracting it with an earlier product into one fused multiply-
+    add.
     """
     clamped = T.max(T.min(value, vector(high, lanes)), vector(low, lanes))
     wide = f"int32x{lanes}" if lanes > 1 else "int32"

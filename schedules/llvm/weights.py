@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lpsn_tvm.schedules.llvm.conv_core import BLOCK
+from lpsn_tvm.schedules.llvm.dot import BLOCK
 from lpsn_tvm.schedules.llvm.tir import MAGIC_BITS
 
 Array = npt.NDArray[Any]
@@ -19,20 +19,28 @@ def input_block(channels: int) -> int:
     return 4 if channels <= 4 else 8 if channels <= 8 else 16
 
 
-def reduction(out_channels: int, groups: int, in_per_group: int, in_blocks: int, in_block: int) -> tuple[int, tuple[int, int] | None]:
-    """How many input blocks an output block reads, and the group sizes (output, input) if it does not read all from 0 on."""
+def reduction(
+    out_channels: int, groups: int, in_per_group: int, in_blocks: int, in_block: int
+) -> tuple[int, tuple[int, int] | None]:
+    """How many input blocks an output block reads, and the group sizes (output, input) if it does not read all from 0
+    on.
+    """
     if groups == 1:
         return in_blocks, None
     out_per = out_channels // groups
     spans = []
     for first in range(0, out_channels, BLOCK):
         last = min(first + BLOCK, out_channels) - 1
-        spans.append((first // out_per * in_per_group // in_block, -(-(last // out_per + 1) * in_per_group // in_block)))
+        spans.append(
+            (first // out_per * in_per_group // in_block, -(-(last // out_per + 1) * in_per_group // in_block))
+        )
     return max(end - begin for begin, end in spans), (out_per, in_per_group)
 
 
 def pack_weight(weight: Array, groups: int, in_blocks: int, in_block: int, quad: int) -> Array:
-    """int8[O, C/groups, kh, kw] -> [O/16, reduced blocks, kh, kw, in_block/quad, 16, quad]; absent channels and other groups are zero."""
+    """int8[O, C/groups, kh, kw] -> [O/16, reduced blocks, kh, kw, in_block/quad, 16, quad]; absent channels and other
+    groups are zero.
+    """
     out_channels, in_per_group, kh, kw = weight.shape
     blocks, group = reduction(out_channels, groups, in_per_group, in_blocks, in_block)
     out_blocks = -(-out_channels // BLOCK)

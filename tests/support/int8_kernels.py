@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,16 @@ from lpsn_tvm.schedules.llvm.isa import Isa, isa_of
 from lpsn_tvm.targets.llvm import required_features
 
 CPUS = {
-    "avx512-vnni": "icelake-server", "avx512-vnni-no-vbmi": "cascadelake", "avx512": "skylake-avx512", "avx-vnni": "alderlake", "avx2": "haswell",
+    "avx512-vnni": "icelake-server",
+    "avx512-vnni-no-vbmi": "cascadelake",
+    "avx512": "skylake-avx512",
+    "avx-vnni": "alderlake",
+    "avx2": "haswell",
     "generic": "x86-64",
-}  # fmt: skip
+}
 
 
-@lru_cache(maxsize=None)
+@cache
 def target_of(isa_name: str) -> tuple[Any, Isa]:
     """Target and instruction set by name; skips the test where this machine cannot run it."""
     target = tvm.target.Target({"kind": "llvm", "mcpu": CPUS[isa_name]})
@@ -32,7 +36,9 @@ def target_of(isa_name: str) -> tuple[Any, Isa]:
 
 
 def run_kernel(kernel: Kernel | None, arrays: Sequence[np.ndarray], target: Any, garbage: int = 171) -> np.ndarray:
-    """The kernel's result in the logical layout; lanes beyond the channels are filled with `garbage`, which must not matter."""
+    """The kernel's result in the logical layout; lanes beyond the channels are filled with `garbage`, which must not
+    matter.
+    """
     assert kernel is not None
     run = tvm.compile(tvm.IRModule({"main": kernel.build()}), target=target)["main"]
     packed = [_packed(spec, array, garbage) for spec, array in zip(kernel.inputs, arrays, strict=True)]

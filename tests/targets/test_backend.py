@@ -15,7 +15,10 @@ from lpsn_tvm.targets.backend import parse_target
     [
         ("llvm", {"kind": "llvm"}),
         ("llvm -mcpu=cascadelake", {"kind": "llvm", "mcpu": "cascadelake"}),
-        ("llvm -mcpu=haswell -mattr=-avx2,-fma -num-cores=2", {"kind": "llvm", "mcpu": "haswell", "mattr": ["-avx2", "-fma"], "num-cores": 2}),
+        (
+            "llvm -mcpu=haswell -mattr=-avx2,-fma -num-cores=2",
+            {"kind": "llvm", "mcpu": "haswell", "mattr": ["-avx2", "-fma"], "num-cores": 2},
+        ),
         ('{"kind": "llvm", "mcpu": "haswell"}', {"kind": "llvm", "mcpu": "haswell"}),
         ({"kind": "llvm"}, {"kind": "llvm"}),
     ],
@@ -45,7 +48,9 @@ def test_bad_targets(target, message):
 
 
 @pytest.mark.parametrize(
-    ("cpu", "isa"), [("skylake-avx512", AVX512), ("alderlake", AVX_VNNI), ("haswell", AVX2), ("x86-64", GENERIC)], ids=lambda value: str(value)[:16]
+    ("cpu", "isa"),
+    [("skylake-avx512", AVX512), ("alderlake", AVX_VNNI), ("haswell", AVX2), ("x86-64", GENERIC)],
+    ids=lambda value: str(value)[:16],
 )
 def test_instruction_set_follows_the_cpu(cpu, isa):
     assert get_backend(f"llvm -mcpu={cpu}").geometry == isa

@@ -28,7 +28,9 @@ class Builder:
         return graph.emit_named(self.builder, integer_call(op, tensors, attrs), name)
 
     def quantize(self, x, name="q"):
-        return self.emit(name, "lpsn.quantize", [x], inv_scale=40.0, zero_point=110, qmin=0, qmax=255, out_dtype="uint8")
+        return self.emit(
+            name, "lpsn.quantize", [x], inv_scale=40.0, zero_point=110, qmin=0, qmax=255, out_dtype="uint8"
+        )
 
     def conv(self, name, x, out, kernel=3, residual=None, **attrs):
         channels = graph.shape_of(x)[1]
@@ -57,7 +59,10 @@ def check(mod, target="llvm", exact=True):
     """Compile, run, compare with the reference; returns the lowered module."""
     backend = get_backend(target)
     lowered = backend.lower(mod)
-    feeds = {p.name: np.random.default_rng(1).standard_normal(graph.shape_of(p)).astype(np.float32) for p in mod["main"].params}
+    feeds = {
+        p.name: np.random.default_rng(1).standard_normal(graph.shape_of(p)).astype(np.float32)
+        for p in mod["main"].params
+    }
     got = load(backend.compile(lowered))(list(feeds.values()))
     for value, want in zip(got, run_reference(mod, feeds).values(), strict=True):
         if exact or want.dtype != np.float32:
@@ -82,7 +87,15 @@ def residual_network(net):
 def test_residual_network_and_shared_kernels():
     lowered = check(Builder().build(residual_network))
     names = calls(lowered)
-    assert names == ["quantize", "conv2d_int8", "depthwise_int8", "conv2d_int81", "conv2d_int81", "conv2d_int82", "relayout"]
+    assert names == [
+        "quantize",
+        "conv2d_int8",
+        "depthwise_int8",
+        "conv2d_int81",
+        "conv2d_int81",
+        "conv2d_int82",
+        "relayout",
+    ]
     assert lowered["main"].ret_ty.shape.values[1] == 5
 
 
@@ -118,7 +131,11 @@ def test_flatten_of_one_pixel_is_a_view():
     def body(net):
         a = net.conv("a", net.quantize(net.x), 20, kernel=3, padding=(0, 0, 0, 0))
         r = net.emit("r", "lpsn.reshape", [a], shape=(1, 20))
-        weight = [net.rng.integers(-128, 128, (20, 7)).astype(np.int8), np.zeros(7, np.int32), np.full(7, 1e-3, np.float32)]
+        weight = [
+            net.rng.integers(-128, 128, (20, 7)).astype(np.int8),
+            np.zeros(7, np.int32),
+            np.full(7, 1e-3, np.float32),
+        ]
         return net.emit("fc", "lpsn.dense", [r, *map(graph.constant, weight)], out_dtype="float32", x_zero_point=110)
 
     lowered = check(Builder((1, 3, 3, 3)).build(body))
@@ -142,12 +159,16 @@ def test_operator_without_kernel_is_named():
     mod = Builder().build(lambda net: net.quantize(net.x))
     from dataclasses import replace
 
-    with pytest.raises(CompileError, match=r"q: no kernel of backend llvm takes lpsn.quantize of float32\[1, 3, 10, 12\]"):
+    with pytest.raises(
+        CompileError, match=r"q: no kernel of backend llvm takes lpsn.quantize of float32\[1, 3, 10, 12\]"
+    ):
         replace(backend, rules={}).lower(mod)
 
 
 def test_large_constants_become_the_last_argument():
-    mod = get_backend("llvm").lower(Builder().build(lambda net: net.conv("b", net.conv("a", net.quantize(net.x), 32), 32)))
+    mod = get_backend("llvm").lower(
+        Builder().build(lambda net: net.conv("b", net.conv("a", net.quantize(net.x), 32), 32))
+    )
     lifted, arrays = lift_constants(mod)
     assert [p.name for p in lifted["main"].params] == ["x", "params"]
     assert arrays and all(array.nbytes >= 2048 for array in arrays)

@@ -33,9 +33,20 @@ def test_dequantize_and_requantize(shape, block):
     q = np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
     spec = TensorSpec(shape, "uint8", block)
     attrs = {"scale": 0.037, "zero_point": 100}
-    np.testing.assert_array_equal(run_kernel(dequantize((spec,), {}, attrs, isa), [q], target), quant.dequantize(q, **attrs))
-    attrs = {"multiplier": 0.37, "in_zero_point": 100, "out_zero_point": -3, "qmin": -20, "qmax": 31, "out_dtype": "int8"}
-    np.testing.assert_array_equal(run_kernel(requantize((spec,), {}, attrs, isa), [q], target), quant.requantize(q, **attrs))
+    np.testing.assert_array_equal(
+        run_kernel(dequantize((spec,), {}, attrs, isa), [q], target), quant.dequantize(q, **attrs)
+    )
+    attrs = {
+        "multiplier": 0.37,
+        "in_zero_point": 100,
+        "out_zero_point": -3,
+        "qmin": -20,
+        "qmax": 31,
+        "out_dtype": "int8",
+    }
+    np.testing.assert_array_equal(
+        run_kernel(requantize((spec,), {}, attrs, isa), [q], target), quant.requantize(q, **attrs)
+    )
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])

@@ -43,15 +43,38 @@ def layer(rng, data, weight, out_channels, kind, isa_name, *, block=16, dtype="u
     np.testing.assert_array_equal(run_kernel(kernel, arrays, target), want)
 
 
-def conv(data, out, kernel, isa, seed=0, groups=1, strides=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), residual=False, kind="conv2d", **more):
+def conv(
+    data,
+    out,
+    kernel,
+    isa,
+    seed=0,
+    groups=1,
+    strides=(1, 1),
+    padding=(0, 0, 0, 0),
+    dilation=(1, 1),
+    residual=False,
+    kind="conv2d",
+    **more,
+):
     n, c, h, w = data
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
     oh = (h + padding[0] + padding[2] - dilation[0] * (kernel[0] - 1) - 1) // strides[0] + 1
     ow = (w + padding[1] + padding[3] - dilation[1] * (kernel[1] - 1) - 1) // strides[1] + 1
     layer(
-        np.random.default_rng(seed), data, (out, c // groups, *kernel), out, kind, isa, groups=groups, strides=strides, padding=padding, dilation=dilation,
-        residual_shape=(n, out, oh, ow) if residual else None, **more,
-    )  # fmt: skip
+        np.random.default_rng(seed),
+        data,
+        (out, c // groups, *kernel),
+        out,
+        kind,
+        isa,
+        groups=groups,
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+        residual_shape=(n, out, oh, ow) if residual else None,
+        **more,
+    )
 
 
 @pytest.mark.parametrize("isa", EVERY_ISA)
@@ -76,9 +99,18 @@ class TestEveryInstructionSet:
 
     def test_transposed(self, isa):
         layer(
-            np.random.default_rng(2), (1, 20, 4, 5), (20, 24, 4, 4), 24, "conv2d_transpose", isa, strides=(2, 2), padding=(1, 1, 1, 1),
-            output_padding=(0, 0), dilation=(1, 1), groups=1,
-        )  # fmt: skip
+            np.random.default_rng(2),
+            (1, 20, 4, 5),
+            (20, 24, 4, 4),
+            24,
+            "conv2d_transpose",
+            isa,
+            strides=(2, 2),
+            padding=(1, 1, 1, 1),
+            output_padding=(0, 0),
+            dilation=(1, 1),
+            groups=1,
+        )
 
 
 VNNI = "avx512-vnni"
@@ -87,16 +119,26 @@ VNNI = "avx512-vnni"
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param({"data": (1, 3, 15, 15), "out": 20, "kernel": 7, "strides": (2, 2), "padding": (3, 3, 3, 3), "block": 4}, id="first-layer"),
+        pytest.param(
+            {"data": (1, 3, 15, 15), "out": 20, "kernel": 7, "strides": (2, 2), "padding": (3, 3, 3, 3), "block": 4},
+            id="first-layer",
+        ),
         pytest.param({"data": (1, 3, 9, 9), "out": 20, "kernel": 3, "block": 0}, id="plain-input"),
         pytest.param({"data": (1, 7, 9, 9), "out": 5, "kernel": 3, "block": 8}, id="input-blocks-of-8"),
-        pytest.param({"data": (1, 16, 13, 53), "out": 32, "kernel": (1, 3), "strides": (1, 2), "padding": (0, 1, 0, 1)}, id="prime-width"),
+        pytest.param(
+            {"data": (1, 16, 13, 53), "out": 32, "kernel": (1, 3), "strides": (1, 2), "padding": (0, 1, 0, 1)},
+            id="prime-width",
+        ),
         pytest.param({"data": (1, 16, 40, 1), "out": 16, "kernel": (3, 1), "padding": (1, 0, 1, 0)}, id="width-one"),
         pytest.param({"data": (3, 16, 1, 1), "out": 16, "kernel": 1}, id="one-pixel"),
-        pytest.param({"data": (1, 16, 9, 9), "out": 112, "kernel": 3, "dilation": (2, 3), "padding": (2, 3, 2, 3)}, id="dilated"),
+        pytest.param(
+            {"data": (1, 16, 9, 9), "out": 112, "kernel": 3, "dilation": (2, 3), "padding": (2, 3, 2, 3)}, id="dilated"
+        ),
         pytest.param({"data": (1, 64, 8, 8), "out": 32, "kernel": 1, "strides": (2, 2)}, id="pointwise-strided"),
         pytest.param({"data": (1, 16, 7, 7), "out": 80, "kernel": 1, "padding": (1, 1, 1, 1)}, id="pointwise-padded"),
-        pytest.param({"data": (1, 32, 6, 7), "out": 48, "kernel": 3, "groups": 8, "padding": (1, 1, 1, 1)}, id="narrow-groups"),
+        pytest.param(
+            {"data": (1, 32, 6, 7), "out": 48, "kernel": 3, "groups": 8, "padding": (1, 1, 1, 1)}, id="narrow-groups"
+        ),
         pytest.param({"data": (1, 64, 6, 7), "out": 64, "kernel": 3, "groups": 2}, id="whole-block-groups"),
         pytest.param({"data": (1, 30, 6, 7), "out": 42, "kernel": 1, "groups": 6}, id="groups-across-blocks"),
         pytest.param({"data": (1, 12, 6, 7), "out": 24, "kernel": 3, "groups": 12}, id="depth-multiplier"),
@@ -110,7 +152,9 @@ def test_convolution(case):
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param({"data": (1, 20, 13, 9), "kernel": 5, "strides": (2, 2), "padding": (2, 2, 2, 2)}, id="5x5-strided"),
+        pytest.param(
+            {"data": (1, 20, 13, 9), "kernel": 5, "strides": (2, 2), "padding": (2, 2, 2, 2)}, id="5x5-strided"
+        ),
         pytest.param({"data": (1, 16, 30, 40), "kernel": 7, "padding": (3, 3, 3, 3)}, id="7x7-rows-in-chunks"),
         pytest.param({"data": (1, 18, 9, 9), "kernel": 3, "dilation": (2, 2), "padding": (2, 2, 2, 2)}, id="dilated"),
         pytest.param({"data": (1, 18, 9, 9), "kernel": 3, "dtype": "int8"}, id="int8"),
@@ -133,7 +177,9 @@ def test_depthwise_leaves_other_groups_alone():
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param({"kernel": 3, "strides": (2, 2), "padding": (1, 1, 1, 1), "output_padding": (1, 1)}, id="3x3-output-padding"),
+        pytest.param(
+            {"kernel": 3, "strides": (2, 2), "padding": (1, 1, 1, 1), "output_padding": (1, 1)}, id="3x3-output-padding"
+        ),
         pytest.param({"kernel": 2, "strides": (2, 2)}, id="2x2"),
         pytest.param({"kernel": 4, "strides": (3, 2), "padding": (0, 2, 1, 0)}, id="strides-differ"),
         pytest.param({"kernel": 3, "strides": (1, 1), "padding": (1, 1, 1, 1)}, id="stride-1"),
@@ -145,13 +191,30 @@ def test_depthwise_leaves_other_groups_alone():
 def test_transposed_convolution(case):
     case = {"padding": (0, 0, 0, 0), "output_padding": (0, 0), "dilation": (1, 1), "groups": 1, **case}
     kernel, groups = case.pop("kernel"), case["groups"]
-    layer(np.random.default_rng(3), (2, 20, 4, 5), (20, 24 // groups, kernel, kernel), 24, "conv2d_transpose", VNNI, **case)
+    layer(
+        np.random.default_rng(3),
+        (2, 20, 4, 5),
+        (20, 24 // groups, kernel, kernel),
+        24,
+        "conv2d_transpose",
+        VNNI,
+        **case,
+    )
 
 
 @pytest.mark.parametrize(("batch", "features", "units"), [(1, 64, 10), (1, 512, 1000), (5, 50, 48), (17, 33, 7)])
 @pytest.mark.parametrize("out_dtype", ["uint8", "float32"])
 def test_dense(batch, features, units, out_dtype):
-    layer(np.random.default_rng(4), (batch, features), (features, units), units, "dense", VNNI, block=0, out_dtype=out_dtype)
+    layer(
+        np.random.default_rng(4),
+        (batch, features),
+        (features, units),
+        units,
+        "dense",
+        VNNI,
+        block=0,
+        out_dtype=out_dtype,
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -160,9 +223,15 @@ def test_random_convolution(seed):
     kernel, strides = tuple(map(int, rng.integers(1, 5, 2))), tuple(map(int, rng.integers(1, 4, 2)))
     data = (int(rng.integers(1, 3)), int(rng.integers(1, 40)), int(rng.integers(5, 20)), int(rng.integers(5, 40)))
     conv(
-        data, int(rng.integers(1, 70)), kernel, VNNI, seed=seed, strides=strides, padding=tuple(map(int, rng.integers(0, 3, 4))),
+        data,
+        int(rng.integers(1, 70)),
+        kernel,
+        VNNI,
+        seed=seed,
+        strides=strides,
+        padding=tuple(map(int, rng.integers(0, 3, 4))),
         residual=bool(rng.integers(2)),
-    )  # fmt: skip
+    )
 
 
 def test_extreme_sums_do_not_saturate():
