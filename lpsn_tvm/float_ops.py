@@ -1,7 +1,9 @@
-"""The float operators `lpsn.float_*` of a fused float network, as numpy: what compiled kernels are tested against (allclose, not bitwise).
+"""The float operators `lpsn.float_*` of a fused float network, as numpy: what compiled kernels are tested against
+(allclose, not bitwise).
 
-Unlike the integer operators of `quant`, sums may be taken in any order, so a target agrees within float rounding. Logical layout NCHW; a call always
-carries every attribute. `low` / `high` are the fused ReLU / ReLU6 / clip (minus and plus infinity where there is none).
+Unlike the integer operators of `quant`, sums may be taken in any order, so a target agrees within float rounding.
+Logical layout NCHW; a call always carries every attribute. `low` / `high` are the fused ReLU / ReLU6 / clip (minus and
+plus infinity where there is none).
 """
 
 from __future__ import annotations
@@ -27,11 +29,21 @@ def _bias(bias: Array, rank: int) -> Array:
 
 
 def float_conv2d(
-    x: Array, weight: Array, bias: Array, residual: Array | None = None, *, strides: tuple[int, int],
-    padding: tuple[int, int, int, int], dilation: tuple[int, int] = (1, 1), groups: int = 1, low: float = -INFINITY,
+    x: Array,
+    weight: Array,
+    bias: Array,
+    residual: Array | None = None,
+    *,
+    strides: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    low: float = -INFINITY,
     high: float = INFINITY,
 ) -> Array:
-    """Convolution + bias [+ residual], clipped: x float32[N, C, H, W], weight float32[O, C/groups, kh, kw], padding top, left, bottom, right."""
+    """Convolution + bias [+ residual], clipped: x float32[N, C, H, W], weight float32[O, C/groups, kh, kw], padding
+    top, left, bottom, right.
+    """
     top, left, bottom, right = padding
     data = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (top, bottom), (left, right)))
     out_channels, group_channels, kh, kw = weight.shape
@@ -42,7 +54,9 @@ def float_conv2d(
     for r in range(kh):
         for s in range(kw):
             y0, x0 = r * dilation[0], s * dilation[1]
-            patch = data[:, :, y0 : y0 + (oh - 1) * strides[0] + 1 : strides[0], x0 : x0 + (ow - 1) * strides[1] + 1 : strides[1]]
+            patch = data[
+                :, :, y0 : y0 + (oh - 1) * strides[0] + 1 : strides[0], x0 : x0 + (ow - 1) * strides[1] + 1 : strides[1]
+            ]
             patch = patch.reshape(x.shape[0], groups, group_channels, oh, ow)
             acc += np.einsum("goc,ngcyx->ngoyx", grouped[..., r, s], patch, optimize=True)
     value = acc.reshape(x.shape[0], out_channels, oh, ow) + _bias(bias, 4)
@@ -50,8 +64,16 @@ def float_conv2d(
 
 
 def float_conv2d_transpose(
-    x: Array, weight: Array, bias: Array, *, strides: tuple[int, int], padding: tuple[int, int, int, int],
-    output_padding: tuple[int, int] = (0, 0), dilation: tuple[int, int] = (1, 1), groups: int = 1, low: float = -INFINITY,
+    x: Array,
+    weight: Array,
+    bias: Array,
+    *,
+    strides: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    output_padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    low: float = -INFINITY,
     high: float = INFINITY,
 ) -> Array:
     """Transposed convolution + bias, clipped: weight float32[C, O/groups, kh, kw]."""
@@ -65,26 +87,38 @@ def float_conv2d_transpose(
     for r in range(kh):
         for s in range(kw):
             y0, x0 = r * dilation[0], s * dilation[1]
-            acc[..., y0 : y0 + (height - 1) * strides[0] + 1 : strides[0], x0 : x0 + (width - 1) * strides[1] + 1 : strides[1]] += (
-                np.einsum("gco,ngcyx->ngoyx", grouped[..., r, s], data, optimize=True)
-            )
+            acc[
+                ...,
+                y0 : y0 + (height - 1) * strides[0] + 1 : strides[0],
+                x0 : x0 + (width - 1) * strides[1] + 1 : strides[1],
+            ] += np.einsum("gco,ngcyx->ngoyx", grouped[..., r, s], data, optimize=True)
     top, left, bottom, right = padding
     value = acc.reshape(n, groups * group_out, full_h, full_w)[:, :, top : full_h - bottom, left : full_w - right]
     return _clip(value + _bias(bias, 4), low, high)
 
 
-def float_dense(x: Array, weight: Array, bias: Array, residual: Array | None = None, *, low: float = -INFINITY, high: float = INFINITY) -> Array:
+def float_dense(
+    x: Array,
+    weight: Array,
+    bias: Array,
+    residual: Array | None = None,
+    *,
+    low: float = -INFINITY,
+    high: float = INFINITY,
+) -> Array:
     """Dense layer: x float32[N, K], weight float32[K, M], bias float32[M]."""
     value = x.astype(np.float64) @ weight.astype(np.float64) + bias
     return _clip(value if residual is None else value + residual, low, high)
 
 
-# --- elementwise programs -----------------------------------------------------------------------------------------------------
+# --- elementwise programs ---------------------------------------------------------------------------------------------
 
 Program = list[list[Any]]
-"""Instructions `[operation, operand, ...]`: an int operand is a value (inputs first, then results, in order), a float is a constant.
+"""Instructions `[operation, operand, ...]`: an int operand is a value (inputs first, then results, in order), a float
+is a constant.
 
-Example: SiLU-gated sum of two inputs is `[["sigmoid", 0], ["multiply", 0, 2], ["add", 3, 1]]`; the last result is the program's value.
+Example: SiLU-gated sum of two inputs is `[["sigmoid", 0], ["multiply", 0, 2], ["add", 3, 1]]`; the last result is the
+program's value.
 """
 
 
@@ -135,7 +169,12 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
 
 def encode_program(program: Program) -> str:
     """The program as the string that a call's attribute holds."""
-    return json.dumps([[step[0], *[operand if isinstance(operand, int) else float(operand) for operand in step[1:]]] for step in program])
+    return json.dumps(
+        [
+            [step[0], *[operand if isinstance(operand, int) else float(operand) for operand in step[1:]]]
+            for step in program
+        ]
+    )
 
 
 def decode_program(text: str) -> Program:
@@ -152,19 +191,29 @@ def float_elementwise(*tensors: Array, program: str) -> Array:
     return np.broadcast_to(values[-1], shape).astype(np.float32)
 
 
-# --- pooling, data movement, normalization ------------------------------------------------------------------------------------
+# --- pooling, data movement, normalization ----------------------------------------------------------------------------
 
 
 def float_max_pool2d(
-    x: Array, *, kernel: tuple[int, int], strides: tuple[int, int], padding: tuple[int, int, int, int], dilation: tuple[int, int] = (1, 1),
+    x: Array,
+    *,
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int] = (1, 1),
     ceil_mode: bool = False,
 ) -> Array:
     """Maximum over windows; padding never wins."""
-    return np.max(_windows(x, kernel, strides, padding, dilation, ceil_mode, -INFINITY), axis=0).astype(np.float32)
+    return np.asarray(np.max(_windows(x, kernel, strides, padding, dilation, ceil_mode, -INFINITY), axis=0), np.float32)
 
 
 def float_avg_pool2d(
-    x: Array, *, kernel: tuple[int, int], strides: tuple[int, int], padding: tuple[int, int, int, int], ceil_mode: bool = False,
+    x: Array,
+    *,
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    ceil_mode: bool = False,
     count_include_pad: bool = False,
 ) -> Array:
     """Mean over windows; counts as in `quant.avg_pool2d`."""
@@ -179,7 +228,12 @@ def float_avg_pool2d(
 
 
 def _windows(
-    x: Array, kernel: tuple[int, int], strides: tuple[int, int], padding: tuple[int, ...], dilation: tuple[int, int], ceil_mode: bool,
+    x: Array,
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    padding: tuple[int, ...],
+    dilation: tuple[int, int],
+    ceil_mode: bool,
     fill: float,
 ) -> Array:
     """The shifted, strided views of padded x, [kh * kw, N, C, OH, OW]."""
@@ -193,7 +247,9 @@ def _windows(
         x.astype(np.float64), ((0, 0), (0, 0), (top, bottom + more_h), (left, right + more_w)), constant_values=fill
     )
     views = [
-        data[:, :, r * dilation[0] :, s * dilation[1] :][:, :, : (oh - 1) * strides[0] + 1 : strides[0], : (ow - 1) * strides[1] + 1 : strides[1]]
+        data[:, :, r * dilation[0] :, s * dilation[1] :][
+            :, :, : (oh - 1) * strides[0] + 1 : strides[0], : (ow - 1) * strides[1] + 1 : strides[1]
+        ]
         for r in range(kernel[0])
         for s in range(kernel[1])
     ]
@@ -207,13 +263,20 @@ def float_global_avg_pool2d(x: Array) -> Array:
 
 def float_concat(*tensors: Array, axis: int) -> Array:
     """Concatenation."""
-    return np.concatenate(tensors, axis=axis)
+    return np.asarray(np.concatenate(tensors, axis=axis))
 
 
 def float_resize_linear(
-    x: Array, *, rows: tuple[int, ...], row_weights: tuple[float, ...], columns: tuple[int, ...], column_weights: tuple[float, ...]
+    x: Array,
+    *,
+    rows: tuple[int, ...],
+    row_weights: tuple[float, ...],
+    columns: tuple[int, ...],
+    column_weights: tuple[float, ...],
 ) -> Array:
-    """Bilinear resize: output row i is `row_weights[2i] * x[rows[2i]] + row_weights[2i+1] * x[rows[2i+1]]`; columns likewise."""
+    """Bilinear resize: output row i is `row_weights[2i] * x[rows[2i]] + row_weights[2i+1] * x[rows[2i+1]]`; columns
+    likewise.
+    """
     data = x.astype(np.float64)
     rw, cw = np.asarray(row_weights), np.asarray(column_weights)
     tall = data[:, :, list(rows[0::2])] * rw[0::2][:, None] + data[:, :, list(rows[1::2])] * rw[1::2][:, None]
@@ -224,7 +287,9 @@ def float_pad(x: Array, *, pad_width: tuple[int, ...], value: float, mode: str =
     """Spatial padding top, left, bottom, right: "constant", "reflect" or "edge"."""
     top, left, bottom, right = pad_width
     spec = ((0, 0), (0, 0), (top, bottom), (left, right))
-    return np.pad(x, spec, constant_values=value) if mode == "constant" else np.pad(x, spec, mode=mode)  # type: ignore[call-overload]
+    if mode == "constant":
+        return np.pad(x, spec, constant_values=value)
+    return np.pad(x, spec, mode="reflect" if mode == "reflect" else "edge")
 
 
 def float_instance_norm(x: Array, scale: Array, shift: Array, *, epsilon: float) -> Array:
@@ -243,8 +308,18 @@ def float_softmax(x: Array, *, axis: int) -> Array:
 OPERATORS: dict[str, Any] = {
     f"lpsn.{function.__name__}": function
     for function in (
-        float_conv2d, float_conv2d_transpose, float_dense, float_elementwise, float_max_pool2d, float_avg_pool2d, float_global_avg_pool2d,
-        float_concat, float_resize_linear, float_pad, float_instance_norm, float_softmax,
+        float_conv2d,
+        float_conv2d_transpose,
+        float_dense,
+        float_elementwise,
+        float_max_pool2d,
+        float_avg_pool2d,
+        float_global_avg_pool2d,
+        float_concat,
+        float_resize_linear,
+        float_pad,
+        float_instance_norm,
+        float_softmax,
     )
 } | {
     # Pure data movement means the same for every data type.

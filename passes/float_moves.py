@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import relax
 
@@ -23,8 +24,10 @@ from lpsn_tvm.passes.lower_shapes import (
     source_coordinate,
 )
 from lpsn_tvm.passes.operator_rules import Node
+from lpsn_tvm.quant import QuantParams
 
 Lookup = Callable[[Any], Any]
+_UNREAD = QuantParams(np.ones((), np.float32), 0, 8, signed=False)
 
 
 def single_call(node: Node) -> Callable[[Lookup], Any] | None:
@@ -49,7 +52,7 @@ def _describe(op: str, call: Any) -> tuple[str, list[Any], dict[str, Any]] | Non
     attrs = graph.call_attrs(call)
     if op in _MOVES:
         # The integer form has the same attributes; its operand's parameters are not read.
-        moved = _MOVES[op](call, IntegerTensor(call.args[0], None))
+        moved = _MOVES[op](call, IntegerTensor(call.args[0], _UNREAD))
         return "lpsn.float_" + graph.op_name(moved).removeprefix("lpsn."), [], graph.call_attrs(moved)
     if op == "relax.nn.avg_pool2d":
         if tuple(attrs["dilation"]) != (1, 1):

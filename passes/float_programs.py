@@ -18,14 +18,18 @@ UNARY_AND_BINARY: Mapping[str, str] = {**_SAME_NAME, **_NEURAL}
 
 
 def is_elementwise(node: Node) -> bool:
-    """Whether a node can be part of a program: known operator, float32, operands that broadcast without changing rank."""
+    """Whether a node can be part of a program: known operator, float32, operands that broadcast without changing
+    rank.
+    """
     if node.op not in UNARY_AND_BINARY and node.op not in ("relax.clip", "relax.nn.leakyrelu", "relax.nn.prelu"):
         return False
     shape = graph.shape_of(node.call)
     if graph.dtype_of(node.call) != "float32" or not shape or not node.inputs:
         return False
     for argument in node.call.args:
-        if isinstance(argument, relax.Var) and (len(graph.shape_of(argument)) != len(shape) or graph.dtype_of(argument) != "float32"):
+        if isinstance(argument, relax.Var) and (
+            len(graph.shape_of(argument)) != len(shape) or graph.dtype_of(argument) != "float32"
+        ):
             return False
         if graph.is_constant(argument) and len(graph.shape_of(argument)) > len(shape):
             return False
@@ -47,7 +51,9 @@ class ProgramBuilder:
     def add(self, node: Node, resolve: Callable[[Any], str]) -> None:
         """Append one node; operands are earlier results of the program or its inputs."""
         clip = as_clip(node)
-        operands = [self._operand(node, argument, resolve) for argument in node.call.args if not _is_scalar_expr(argument)]
+        operands = [
+            self._operand(node, argument, resolve) for argument in node.call.args if not _is_scalar_expr(argument)
+        ]
         if node.op == "relax.nn.relu" or clip is None:
             name = UNARY_AND_BINARY.get(node.op, "")
             if node.op == "relax.nn.leakyrelu":

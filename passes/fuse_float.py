@@ -1,12 +1,15 @@
 """Float operators -> fused float calls that have blocked CPU kernels.
 
-Before -> After, in the order in which the rules are applied (whatever matches none stays plain Relax; integer operators are not touched):
+Before -> After, in the order in which the rules are applied (whatever matches none stays plain Relax; integer operators
+are not touched):
 
-1. layer: acc, + bias [, + residual of the same shape] [, relu / clip ...] -> one `lpsn.float_conv2d`, `float_conv2d_transpose` or `float_dense`. Of two
-   layers that are added, the later one takes the sum.
-2. elementwise: connected operators whose inner values nobody else reads -> one `lpsn.float_elementwise` with a program. An operator joins its
-   reader only if both have the same shape (a gate of one pixel is not computed again for each pixel).
-3. pooling, global average, concat, resize, pad, slice, depth to space, reshape, transpose, softmax, instance norm -> the call of that name.
+1. layer: acc, + bias [, + residual of the same shape] [, relu / clip ...] -> one `lpsn.float_conv2d`,
+   `float_conv2d_transpose` or `float_dense`. Of two layers that are added, the later one takes the sum.
+2. elementwise: connected operators whose inner values nobody else reads -> one `lpsn.float_elementwise` with a program.
+   An operator joins its reader only if both have the same shape (a gate of one pixel is not computed again for each
+   pixel).
+3. pooling, global average, concat, resize, pad, slice, depth to space, reshape, transpose, softmax, instance norm ->
+   the call of that name.
 """
 
 from __future__ import annotations
@@ -89,12 +92,16 @@ def _prepare(mod: tvm.IRModule) -> _Fusions:
     return _Fusions(mod, nodes, outputs, users, graph.find_layers(mod), variables)
 
 
-# --- rule 1 -------------------------------------------------------------------------------------------------------------------
+# --- rule 1 -----------------------------------------------------------------------------------------------------------
 
 
 def _fuse_layer(found: _Fusions, name: str) -> None:
     layer = found.layers[name]
-    if found.users[layer.acc] != [name] or len(layer.in_shape) not in (2, 4) or graph.dtype_of(found.variables[name]) != "float32":
+    if (
+        found.users[layer.acc] != [name]
+        or len(layer.in_shape) not in (2, 4)
+        or graph.dtype_of(found.variables[name]) != "float32"
+    ):
         return
     if len(layer.in_shape) != (2 if layer.kind == "dense" else 4):
         return
@@ -144,7 +151,7 @@ def _layer_call(
     return call
 
 
-# --- rule 2 -------------------------------------------------------------------------------------------------------------------
+# --- rule 2 -----------------------------------------------------------------------------------------------------------
 
 
 def _fuse_elementwise(found: _Fusions) -> None:
@@ -174,7 +181,9 @@ def _fuse_program(found: _Fusions, root: str, names: list[str]) -> None:
     found.inner.update(names[:-1])
 
     def call(lookup: Lookup) -> Any:
-        return float_call("lpsn.float_elementwise", [lookup(tensor) for tensor in program.tensors], {"program": text}, shape)
+        return float_call(
+            "lpsn.float_elementwise", [lookup(tensor) for tensor in program.tensors], {"program": text}, shape
+        )
 
     found.calls[root] = call
 
@@ -191,7 +200,7 @@ def _value(found: _Fusions, name: str) -> Any:
     return next((value for var, value in graph.bindings(found.mod) if var.name == name), None)
 
 
-# --- result -------------------------------------------------------------------------------------------------------------------
+# --- result -----------------------------------------------------------------------------------------------------------
 
 
 def _rewrite(found: _Fusions) -> tvm.IRModule:

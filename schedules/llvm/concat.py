@@ -22,7 +22,8 @@ def concat(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Isa) -> Kern
     """Kernel of `lpsn.concat`."""
     zero_point = int(attrs["out_zero_point"])
     copied = tuple(
-        float(m) == 1.0 and int(z) == zero_point for m, z in zip(attrs["multipliers"], attrs["zero_points"], strict=True)
+        float(m) == 1.0 and int(z) == zero_point
+        for m, z in zip(attrs["multipliers"], attrs["zero_points"], strict=True)
     )
     dtype = str(attrs["out_dtype"])
     numbers = parameters(*output_range(attrs), *attrs["multipliers"], *attrs["zero_points"])
@@ -44,7 +45,12 @@ def float_concat(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Isa) -
 
 
 def _concat(
-    name: str, inputs: Inputs, axis: int, dtype: str, numbers: Array, convert: Callable[[int, Any, Any], Any],
+    name: str,
+    inputs: Inputs,
+    axis: int,
+    dtype: str,
+    numbers: Array,
+    convert: Callable[[int, Any, Any], Any],
     copied: tuple[bool, ...],
 ) -> Kernel:
     from tvm import tirx
@@ -68,8 +74,8 @@ def _concat(
                 moved[axis] = index[axis] - starts[i]
                 return convert(i, views[i](*moved), p)
 
-            # Whole blocks are chosen by the block's number, so that the choice is one scalar branch per vector. Lanes beyond C belong to the
-            # last input, which has them too.
+            # Whole blocks are chosen by the block's number, so that the choice is one scalar branch per vector. Lanes
+            # beyond C belong to the last input, which has them too.
             chosen = part(len(inputs) - 1)
             for i in reversed(range(len(inputs) - 1)):
                 position = index[axis] // LANES if aligned and axis == 1 and block else index[axis]

@@ -1,7 +1,9 @@
-"""Float convolution on blocked channels: a register tile of pixels x channel blocks, fed by broadcast pixels and 16-lane weights.
+"""Float convolution on blocked channels: a register tile of pixels x channel blocks, fed by broadcast pixels and
+16-lane weights.
 
-Reads data [N, C/16, H, W, 16] (few channels: plain [N, C, H, W]) and weights [O/16, C/inner, kh, kw, inner, 16]; writes [N, O/16, OH, OW, 16] with
-bias, residual and clip fused. Tiles that overhang the image compute into a padded accumulator and store only what exists.
+Reads data [N, C/16, H, W, 16] (few channels: plain [N, C, H, W]) and weights [O/16, C/inner, kh, kw, inner, 16]; writes
+[N, O/16, OH, OW, 16] with bias, residual and clip fused. Tiles that overhang the image compute into a padded
+accumulator and store only what exists.
 """
 
 from __future__ import annotations
@@ -86,7 +88,17 @@ def conv_shape(inputs: tuple[TensorSpec, ...], weight: Array, attrs: Mapping[str
     tile = choose_tile(oh, ow, reads.per_group or 1, reads.span * kh * kw, isa, overhang_copies=copies)
     residual = inputs[1].with_block(LANES) if len(inputs) > 1 else None
     return ConvShape(
-        data, out, residual, (kh, kw), (sh, sw), (dh, dw), (top, left), reads, float(attrs["low"]), float(attrs["high"]), tile
+        data,
+        out,
+        residual,
+        (kh, kw),
+        (sh, sw),
+        (dh, dw),
+        (top, left),
+        reads,
+        float(attrs["low"]),
+        float(attrs["high"]),
+        tile,
     )
 
 
@@ -113,9 +125,18 @@ def _padded(shape: ConvShape, data: Any) -> View:
     if not top and not left and tall <= height and wide <= width:
         return view
     spec = TensorSpec((n, channels, tall, wide), "float32", shape.data.block)
-    return View(compute(spec, lambda b, c, y, x: tirx.if_then_else(
-        tirx.all(y >= top, y < height + top, x >= left, x < width + left), view(b, c, y - top, x - left),
-        tirx.const(0.0, "float32")), "pad"), spec)
+    return View(
+        compute(
+            spec,
+            lambda b, c, y, x: tirx.if_then_else(
+                tirx.all(y >= top, y < height + top, x >= left, x < width + left),
+                view(b, c, y - top, x - left),
+                tirx.const(0.0, "float32"),
+            ),
+            "pad",
+        ),
+        spec,
+    )
 
 
 def _define(shape: ConvShape) -> Any:
@@ -129,12 +150,19 @@ def _define(shape: ConvShape) -> Any:
     bias = te.placeholder((blocks, LANES), "float32", name="bias")
     table = te.placeholder((blocks,), "int32", name="first") if reads.per_group is None else None
     source = _padded(shape, data)
-    c, r, s, i = (te.reduce_axis((0, e), name) for e, name in ((reads.span // reads.inner, "c"), (kh, "kh"), (kw, "kw"), (reads.inner, "ci")))
+    c, r, s, i = (
+        te.reduce_axis((0, e), name)
+        for e, name in ((reads.span // reads.inner, "c"), (kh, "kh"), (kw, "kw"), (reads.inner, "ci"))
+    )
 
     def product(n: Any, o: Any, y: Any, x: Any, lane: Any) -> Any:
         first = table[o] if table is not None else o // reads.per_group * reads.span
-        pixel = source(n, first + c * reads.inner + i, y * shape.strides[0] + r * shape.dilation[0],
-                       x * shape.strides[1] + s * shape.dilation[1])
+        pixel = source(
+            n,
+            first + c * reads.inner + i,
+            y * shape.strides[0] + r * shape.dilation[0],
+            x * shape.strides[1] + s * shape.dilation[1],
+        )
         return te.sum(pixel * weight[o, c, r, s, i, lane], axis=[c, r, s, i])
 
     rows, columns = extent(shape)
@@ -218,4 +246,3 @@ def tile_reduction(sch: Any, acc: Any) -> None:
     init = sch.decompose_reduction(acc, c)
     for loop in sch.get_loops(init)[-4:-1]:
         sch.unroll(loop)
-

@@ -1,7 +1,8 @@
-"""Float transposed convolution: one small convolution for each of the stride x stride phases of an output pixel, no zeros multiplied in between.
+"""Float transposed convolution: one small convolution for each of the stride x stride phases of an output pixel, no
+zeros multiplied in between.
 
-Output pixel y = stride * q + p receives kernel rows k = (p + top) % stride + stride * t from input rows q + (p + top) // stride - t. A
-dilated kernel is written out with its zeros first.
+Output pixel y = stride * q + p receives kernel rows k = (p + top) % stride + stride * t from input rows q + (p + top)
+// stride - t. A dilated kernel is written out with its zeros first.
 """
 
 from __future__ import annotations
@@ -114,9 +115,18 @@ def _define(shape: TransposeShape) -> Any:
     # Rows above the image: the earliest tap; rows below: the last step of the last phase.
     tall, wide = rows + (sh - 1 + top) // sh + th - 1, columns + (sw - 1 + left) // sw + tw - 1
     spec = TensorSpec((n, channels, tall, wide), "float32", LANES)
-    source = View(compute(spec, lambda b, c, y, x: tirx.if_then_else(
-        tirx.all(y >= th - 1, y < height + th - 1, x >= tw - 1, x < width + tw - 1),
-        view(b, c, y - (th - 1), x - (tw - 1)), tirx.const(0.0, "float32")), "pad"), spec)
+    source = View(
+        compute(
+            spec,
+            lambda b, c, y, x: tirx.if_then_else(
+                tirx.all(y >= th - 1, y < height + th - 1, x >= tw - 1, x < width + tw - 1),
+                view(b, c, y - (th - 1), x - (tw - 1)),
+                tirx.const(0.0, "float32"),
+            ),
+            "pad",
+        ),
+        spec,
+    )
     c, r, s, i = (
         te.reduce_axis((0, e), name)
         for e, name in ((reads.span // reads.inner, "c"), (th, "kh"), (tw, "kw"), (reads.inner, "ci"))
@@ -129,8 +139,11 @@ def _define(shape: TransposeShape) -> Any:
         return te.sum(pixel * weight[o, c, y % sh, x % sw, r, s, i, lane], axis=[c, r, s, i])
 
     acc = te.compute((n, blocks, shape.out.shape[2], columns * sw, LANES), product, name="acc")
-    out = te.compute(shape.out.memory_shape, lambda b, o, y, x, lane: clipped(
-        acc[b, o, y, x, lane] + bias[o, lane], shape.low, shape.high), name="out")
+    out = te.compute(
+        shape.out.memory_shape,
+        lambda b, o, y, x, lane: clipped(acc[b, o, y, x, lane] + bias[o, lane], shape.low, shape.high),
+        name="out",
+    )
     return prim_func([a for a in (data, weight, bias, table, out) if a is not None])
 
 

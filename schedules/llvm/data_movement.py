@@ -1,4 +1,6 @@
-"""Kernels that only move elements: slice, depth to space, reshape, transpose and layout conversion, for any data type."""
+"""Kernels that only move elements: slice, depth to space, reshape, transpose and layout conversion, for any data
+type.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def layout_conversion(data: TensorSpec, block: int) -> Kernel:
 
 
 def strided_slice(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Isa) -> Kernel | None:
-    """Kernel of `lpsn.strided_slice`: blocked where whole blocks of channels or only pixels are cut, else plain output."""
+    """Kernel of `lpsn.strided_slice`: blocked where whole blocks of channels or only pixels are cut, else plain
+    output.
+    """
     data = inputs[0]
     begin, step, size = [0] * len(data.shape), [1] * len(data.shape), list(data.shape)
     for axis, b, e, s in zip(attrs["axes"], attrs["begin"], attrs["end"], attrs["strides"], strict=True):

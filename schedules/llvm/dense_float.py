@@ -1,4 +1,6 @@
-"""Float dense layer: several blocks of 16 outputs at once, one broadcast input value per step, weights read as one stream."""
+"""Float dense layer: several blocks of 16 outputs at once, one broadcast input value per step, weights read as one
+stream.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def build(shape: DenseShape) -> Any:
     bias = te.placeholder((width,), "float32", name="bias")
     k = te.reduce_axis((0, depth), "k")
     acc = te.compute(
-        (shape.tiles, batch, shape.blocks, LANES), lambda t, n, b, i: te.sum(data[n, k] * weight[t, k, b, i], axis=k), name="acc"
+        (shape.tiles, batch, shape.blocks, LANES),
+        lambda t, n, b, i: te.sum(data[n, k] * weight[t, k, b, i], axis=k),
+        name="acc",
     )
     step = shape.blocks * LANES
 

@@ -1,4 +1,6 @@
-"""Float depthwise convolution on blocked channels: 16 channels a vector, weights of one block in registers, kernel positions unrolled."""
+"""Float depthwise convolution on blocked channels: 16 channels a vector, weights of one block in registers, kernel
+positions unrolled.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +50,16 @@ def depthwise_float(
     oh = (height + top + bottom - dh * (kh - 1) - 1) // sh + 1
     ow = (width + left + right - dw * (kw - 1) - 1) // sw + 1
     shape = DepthwiseShape(
-        data.with_block(LANES), TensorSpec((n, channels, oh, ow), "float32", LANES),
-        inputs[1].with_block(LANES) if len(inputs) > 1 else None, (kh, kw), (sh, sw), (dh, dw), (top, left),
-        float(attrs["low"]), float(attrs["high"]), _columns(ow, isa),
+        data.with_block(LANES),
+        TensorSpec((n, channels, oh, ow), "float32", LANES),
+        inputs[1].with_block(LANES) if len(inputs) > 1 else None,
+        (kh, kw),
+        (sh, sw),
+        (dh, dw),
+        (top, left),
+        float(attrs["low"]),
+        float(attrs["high"]),
+        _columns(ow, isa),
     )
     blocks = shape.out.blocks
     taps = np.zeros((blocks * LANES, kh, kw), np.float32)
@@ -58,7 +67,11 @@ def depthwise_float(
     packed = np.ascontiguousarray(taps.reshape(blocks, LANES, kh, kw).transpose(0, 2, 3, 1))
     read = (shape.data,) if shape.residual is None else (shape.data, shape.residual)
     return Kernel(
-        lambda: build(shape), (packed, pack_channels(constants["bias"], channels)), shape.out, ("float_depthwise", shape), read
+        lambda: build(shape),
+        (packed, pack_channels(constants["bias"], channels)),
+        shape.out,
+        ("float_depthwise", shape),
+        read,
     )
 
 
@@ -88,12 +101,26 @@ def _define(shape: DepthwiseShape) -> Any:
     if top or left or tall > height or wide > width:
         spec = TensorSpec((n, channels, tall, wide), "float32", LANES)
         inner = source
-        source = View(compute(spec, lambda b, c, y, x: tirx.if_then_else(
-            tirx.all(y >= top, y < height + top, x >= left, x < width + left), inner(b, c, y - top, x - left),
-            tirx.const(0.0, "float32")), "pad"), spec)
+        source = View(
+            compute(
+                spec,
+                lambda b, c, y, x: tirx.if_then_else(
+                    tirx.all(y >= top, y < height + top, x >= left, x < width + left),
+                    inner(b, c, y - top, x - left),
+                    tirx.const(0.0, "float32"),
+                ),
+                "pad",
+            ),
+            spec,
+        )
     r, s = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
-    acc = te.compute(shape.out.memory_shape, lambda b, o, y, x, i: te.sum(
-        source.tensor[b, o, y * sh + r * dh, x * sw + s * dw, i] * weight[o, r, s, i], axis=[r, s]), name="acc")
+    acc = te.compute(
+        shape.out.memory_shape,
+        lambda b, o, y, x, i: te.sum(
+            source.tensor[b, o, y * sh + r * dh, x * sw + s * dw, i] * weight[o, r, s, i], axis=[r, s]
+        ),
+        name="acc",
+    )
 
     def finish(b: Any, o: Any, y: Any, x: Any, i: Any) -> Any:
         value = acc[b, o, y, x, i] + bias[o, i]

@@ -1,4 +1,6 @@
-"""Elementwise kernels without weights: requantize, quantize, dequantize, add, multiply, and fused chains of float operations."""
+"""Elementwise kernels without weights: requantize, quantize, dequantize, add, multiply, and fused chains of float
+operations.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,7 @@ def _broadcast_pair(inputs: Inputs, dtype: str) -> tuple[Inputs, TensorSpec] | N
     return tuple(spec.with_block(block) for spec in inputs), TensorSpec(shape, dtype, block)
 
 
-# --- float chains -------------------------------------------------------------------------------------------------------------
+# --- float chains -----------------------------------------------------------------------------------------------------
 
 
 def float_elementwise(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Isa) -> Kernel | None:
@@ -127,7 +129,9 @@ def float_elementwise(inputs: Inputs, constants: Constants, attrs: Attrs, isa: I
 
     def define(*arguments: Any) -> Any:
         given = iter(arguments[: len(inputs)])
-        extra = {position: View(t, specs[position]) for position, t in zip(fixed, arguments[len(inputs) :], strict=True)}
+        extra = {
+            position: View(t, specs[position]) for position, t in zip(fixed, arguments[len(inputs) :], strict=True)
+        }
         views = [extra[k] if k in extra else next(given) for k in range(len(arguments))]
         return compute(out, lambda *i: evaluate(program, [view(*i) for view in views]))
 
@@ -181,7 +185,8 @@ def _select(condition: Any, a: Any, b: Any) -> Any:
 
 
 def exponential(x: Any) -> Any:
-    """exp(x) in float32 without a library call, so that it vectorizes: 2**n by exponent bits times a polynomial of degree 6.
+    """exp(x) in float32 without a library call, so that it vectorizes: 2**n by exponent bits times a polynomial of
+    degree 6.
 
     Relative error below 3e-7 between -87 and 88; clamped outside (result 1.2e-38 below, 1.7e38 above).
     """
@@ -252,11 +257,14 @@ _EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "round": lambda x: _call("nearbyint")(x),
     "sign": lambda x: _select(x > _number(0.0), _number(1.0), _select(x < _number(0.0), _number(-1.0), _number(0.0))),
     "softplus": lambda x: _max(x, _number(0.0)) + _call("log")(_number(1.0) + exponential(_number(0.0) - _max(x, -x))),
-    "selu": lambda x: _number(1.0507009873554805) * _select(
-        x > _number(0.0), x, _number(1.6732632423543772) * (exponential(_min(x, _number(0.0))) - _number(1.0))
+    "selu": lambda x: (
+        _number(1.0507009873554805)
+        * _select(
+            x > _number(0.0), x, _number(1.6732632423543772) * (exponential(_min(x, _number(0.0))) - _number(1.0))
+        )
     ),
-    "gelu_tanh": lambda x: _number(0.5) * x * (
-        _number(1.0) + _tanh(_number(0.7978845608028654) * (x + _number(0.044715) * x * x * x))
+    "gelu_tanh": lambda x: (
+        _number(0.5) * x * (_number(1.0) + _tanh(_number(0.7978845608028654) * (x + _number(0.044715) * x * x * x)))
     ),
     "gelu": lambda x: _number(0.5) * x * (_number(1.0) + _erf(x * _number(0.7071067811865476))),
 }

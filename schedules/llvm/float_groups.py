@@ -14,7 +14,8 @@ from lpsn_tvm.schedules.llvm.views import LANES
 class ChannelReads:
     """Block `o` of output channels reads the input channels `first[o] .. first[o] + span`.
 
-    Groups whose size is no multiple of 16 share a block: it then reads all their input channels, with zero weights where a lane's group does not.
+    Groups whose size is no multiple of 16 share a block: it then reads all their input channels, with zero weights
+    where a lane's group does not.
 
     Parameters
     ----------
@@ -25,7 +26,8 @@ class ChannelReads:
     inner : int
         Channels of the innermost reduction loop: the largest power of two up to 16 that divides `span`.
     per_group : int or None
-        Output blocks that share their input channels, if `first[o] == o // per_group * span`; None where only the table tells.
+        Output blocks that share their input channels, if `first[o] == o // per_group * span`; None where only the table
+        tells.
     """
 
     first: tuple[int, ...]
@@ -52,7 +54,9 @@ def channel_reads(in_channels: int, out_channels: int, groups: int) -> ChannelRe
 
 
 def pack_weight(weight: Array, reads: ChannelReads, groups: int) -> Array:
-    """OIHW float32[O, C/groups, kh, kw] -> float32[O blocks, span / inner, kh, kw, inner, 16]; absent channels are zero."""
+    """OIHW float32[O, C/groups, kh, kw] -> float32[O blocks, span / inner, kh, kw, inner, 16]; absent channels are
+    zero.
+    """
     out_channels, group_in, kh, kw = weight.shape
     blocks, span, inner = len(reads.first), reads.span, reads.inner
     full = np.zeros((blocks * LANES, span, kh, kw), np.float32)

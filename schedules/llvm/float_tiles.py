@@ -20,13 +20,19 @@ class Tile:
 
 
 def choose_tile(
-    height: int, width: int, channel_blocks: int, reduction: int, isa: Isa, overhang_copies: bool = False, phases: int = 1,
+    height: int,
+    width: int,
+    channel_blocks: int,
+    reduction: int,
+    isa: Isa,
+    overhang_copies: bool = False,
+    phases: int = 1,
 ) -> Tile:
     """The tile with the least estimated cycles.
 
-    One step of the reduction costs the most of: its multiply-adds at two a cycle, its loads (weights and broadcast pixels) at two a cycle, the
-    latency of dependent multiply-adds, and the weights' way from L2 where they do not stay in L1. Tiles that overhang the image pay for the
-    pixels they waste.
+    One step of the reduction costs the most of: its multiply-adds at two a cycle, its loads (weights and broadcast
+    pixels) at two a cycle, the latency of dependent multiply-adds, and the weights' way from L2 where they do not stay
+    in L1. Tiles that overhang the image pay for the pixels they waste.
 
     Parameters
     ----------
@@ -37,10 +43,12 @@ def choose_tile(
     reduction : int
         Steps: input channels of a group x kernel positions.
     isa : Isa
+        Vector width and number of registers.
     overhang_copies : bool
         Whether a tile that overhangs the image makes a padded copy of the input necessary (else there is one anyway).
     phases : int
-        Weight vectors per block and step: a strided transposed convolution computes so many outputs of each input pixel together.
+        Weight vectors per block and step: a strided transposed convolution computes so many outputs of each input pixel
+        together.
     """
     parts = max(1, LANES // isa.float_lanes)
     best: tuple[float, Tile] | None = None

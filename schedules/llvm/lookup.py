@@ -1,4 +1,6 @@
-"""Table lookups: any function of one quantized tensor. Tables are widened to 256 entries, so that every byte is a valid index."""
+"""Table lookups: any function of one quantized tensor. Tables are widened to 256 entries, so that every byte is a
+valid index.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def lookup(
     def define(q: View, t: Any) -> Any:
         return compute(out, lambda *i: t[_byte(q(*i))])
 
-    return elementwise_kernel("lookup", (data,), (widened(table, data.dtype, int(attrs["qmin"])),), out, define, vectorized=False)
+    return elementwise_kernel(
+        "lookup", (data,), (widened(table, data.dtype, int(attrs["qmin"])),), out, define, vectorized=False
+    )
 
 
 def channel_lookup(

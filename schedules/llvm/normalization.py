@@ -37,7 +37,8 @@ def float_instance_norm(inputs: Inputs, constants: Constants, attrs: Attrs, isa:
         def summed(value: Any, name: str) -> View:
             rows, columns = te.reduce_axis((0, data.shape[2]), "ry"), te.reduce_axis((0, data.shape[3]), "rx")
             return View(
-                compute(totals, lambda n, c, y, z: te.sum(value(n, c, rows, columns), axis=[rows, columns]), name), totals
+                compute(totals, lambda n, c, y, z: te.sum(value(n, c, rows, columns), axis=[rows, columns]), name),
+                totals,
             )
 
         inverse = tirx.const(1.0 / pixels, "float32")
@@ -54,9 +55,12 @@ def float_instance_norm(inputs: Inputs, constants: Constants, attrs: Attrs, isa:
             return scales(0, c, 0, 0) / tirx.sqrt(variance + tirx.const(epsilon, "float32"))
 
         factors = View(compute(totals, factor, "factor"), totals)
-        out = compute(data, lambda n, c, y, z: (
-            (view(n, c, y, z) - total(n, c, 0, 0) * inverse) * factors(n, c, 0, 0) + shifts(0, c, 0, 0)
-        ))
+        out = compute(
+            data,
+            lambda n, c, y, z: (
+                (view(n, c, y, z) - total(n, c, 0, 0) * inverse) * factors(n, c, 0, 0) + shifts(0, c, 0, 0)
+            ),
+        )
         return _schedule_norm(prim_func([x, gamma, beta, out]), data, ("factor", "spread", "total"))
 
     return Kernel(build, packed, data, ("float_instance_norm", data, epsilon), (data,))
@@ -110,9 +114,7 @@ def float_softmax(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Isa) 
 
         k = te.reduce_axis((0, data.shape[axis]), "k")
         largest = te.compute(kept or (1,), lambda *i: te.max(x[at(i[: len(kept)], k)], axis=k), name="largest")
-        power = te.compute(
-            data.shape, lambda *i: exponential(x[i] - largest[without(i) or (0,)]), name="power"
-        )
+        power = te.compute(data.shape, lambda *i: exponential(x[i] - largest[without(i) or (0,)]), name="power")
         k2 = te.reduce_axis((0, data.shape[axis]), "k")
         total = te.compute(kept or (1,), lambda *i: te.sum(power[at(i[: len(kept)], k2)], axis=k2), name="total")
         out = te.compute(data.shape, lambda *i: power[i] / total[without(i) or (0,)], name="out")
@@ -129,7 +131,9 @@ def _schedule_softmax(func: Any) -> Any:
     for name in ("largest", "power", "total", "out"):
         block = sch.get_sblock(name)
         spatial = [
-            loop for loop, var in zip(sch.get_loops(block), sch.get(block).iter_vars, strict=True) if int(var.iter_type) == 0
+            loop
+            for loop, var in zip(sch.get_loops(block), sch.get(block).iter_vars, strict=True)
+            if int(var.iter_type) == 0
         ]
         if len(spatial) > 1:
             sch.parallel(sch.fuse(*spatial[:-1]))

@@ -185,7 +185,5 @@ def _taps(source: View, window: Window, n: Any, c: Any, y: Any, x: Any) -> list[
     """The pixels of one window."""
     (sh, sw), (dh, dw) = window.strides, window.dilation
     return [
-        source(n, c, y * sh + r * dh, x * sw + s * dw)
-        for r in range(window.kernel[0])
-        for s in range(window.kernel[1])
+        source(n, c, y * sh + r * dh, x * sw + s * dw) for r in range(window.kernel[0]) for s in range(window.kernel[1])
     ]

@@ -1,4 +1,6 @@
-"""Nearest and bilinear resize, and padding: output pixels name their input pixels by index tables read from constants."""
+"""Nearest and bilinear resize, and padding: output pixels name their input pixels by index tables read from
+constants.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Rounding and clamping of `quant.to_integer` in TE: bit for bit the numpy rule.
 
-Clamps, zero points and multipliers are read from a small float32 tensor (integers below 2**24 are exact there), so that equal shapes share code.
+Clamps, zero points and multipliers are read from a small float32 tensor (integers below 2**24 are exact there), so that
+equal shapes share code.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ LIMIT = 2.0**20
 def to_integer(value: Any, low: Any, high: Any, zero_point: Any, dtype: str) -> Any:
     """`rint(clip(value, low, high)) + zero_point`: float32 `low` / `high` are qmin / qmax minus the zero point.
 
-    The clamp stands between any product in `value` and the magic addition: a compiler must not contract the two into one multiply-add.
+    The clamp stands between any product in `value` and the magic addition: a compiler must not contract the two into
+    one multiply-add.
     """
     from tvm import tirx
 

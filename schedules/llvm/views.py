@@ -54,7 +54,9 @@ def compute(spec: TensorSpec, value: Callable[..., Any], name: str = "out") -> A
 
 
 def within(spec: TensorSpec, c: Any, value: Callable[[], Any]) -> Any:
-    """`value()` where channel `c` exists, 0 in the lanes beyond: for kernels whose reads would leave their input there."""
+    """`value()` where channel `c` exists, 0 in the lanes beyond: for kernels whose reads would leave their input
+    there.
+    """
     from tvm import tirx
 
     inner = value()
@@ -84,7 +86,8 @@ def parallel_outer(sch: Any, loops: Sequence[Any], inner: int) -> Any:
 
 
 def schedule_elementwise(func: Any, out: TensorSpec, vectorized: bool = True) -> Any:
-    """Schedule the block "out": vectorized over the lanes (plain: left to the compiler's vectorizer), parallel over rows.
+    """Schedule the block "out": vectorized over the lanes (plain: left to the compiler's vectorizer), parallel over
+    rows.
 
     Blocks before it: "pad" is made row by row where it is read.
     """
@@ -110,7 +113,9 @@ def has_block(sch: Any, name: str) -> bool:
 
 
 def schedule_reduction(func: Any, out: TensorSpec) -> Any:
-    """Schedule "acc" (a reduction over the last axes) and "out" (its epilogue), lanes vectorized, parallel over the outer axes."""
+    """Schedule "acc" (a reduction over the last axes) and "out" (its epilogue), lanes vectorized, parallel over the
+    outer axes.
+    """
     from tvm.s_tir import Schedule
 
     sch = Schedule(func)
@@ -118,7 +123,7 @@ def schedule_reduction(func: Any, out: TensorSpec) -> Any:
     loops = list(sch.get_loops(sch.get_sblock("out")))
     if out.block:
         sch.vectorize(loops[-1])
-    outer = sch.fuse(*loops[: 2])
+    outer = sch.fuse(*loops[:2])
     sch.parallel(outer)
     acc = sch.get_sblock("acc")
     sch.compute_at(acc, outer, preserve_unit_loops=True)
@@ -135,8 +140,13 @@ Define = Callable[..., Any]
 
 
 def elementwise_kernel(
-    name: str, inputs: Sequence[TensorSpec], constants: Sequence[Array], out: TensorSpec, define: Define,
-    *details: Hashable, vectorized: bool = True,
+    name: str,
+    inputs: Sequence[TensorSpec],
+    constants: Sequence[Array],
+    out: TensorSpec,
+    define: Define,
+    *details: Hashable,
+    vectorized: bool = True,
 ) -> Kernel:
     """A kernel of one block without reduction.
 
@@ -144,9 +154,14 @@ def elementwise_kernel(
     ----------
     name : str
         First part of the key.
-    inputs, out : TensorSpec
+    inputs : sequence of TensorSpec
+        What the kernel reads.
     constants : sequence of ndarray
+        Arguments behind the inputs.
+    out : TensorSpec
+        What it writes.
     define : callable
+        Makes the TE tensor.
     details : hashable
         Whatever else the code depends on.
     vectorized : bool

@@ -30,7 +30,9 @@ class Net:
 
     def __init__(self, *shapes):
         self.builder = relax.BlockBuilder()
-        self.params = [relax.Var(f"x{i}" if i else "x", relax.TensorType(shape, "float32")) for i, shape in enumerate(shapes)]
+        self.params = [
+            relax.Var(f"x{i}" if i else "x", relax.TensorType(shape, "float32")) for i, shape in enumerate(shapes)
+        ]
 
     def __call__(self, name, call):
         return graph.emit_named(self.builder, call, name)
@@ -83,7 +85,10 @@ def test_layer_with_residual_and_relu_becomes_one_call():
 
     def expected(x):
         shape = (1, 8, 5, 5)
-        a = goal("a.relu", float_call("lpsn.float_conv2d", [x, *map(const, kept["a"])], {**CONV, "low": 0.0, "high": INF}, shape))
+        a = goal(
+            "a.relu",
+            float_call("lpsn.float_conv2d", [x, *map(const, kept["a"])], {**CONV, "low": 0.0, "high": INF}, shape),
+        )
         tensors = [a, *map(const, kept["b"]), a]
         return goal("out", float_call("lpsn.float_conv2d", tensors, {**CONV, "low": 0.0, "high": INF}, shape))
 
@@ -194,16 +199,30 @@ SINGLE = {
     "pad": (lambda x: op.nn.pad(x, (0, 0, 0, 0, 1, 2, 2, 1), "reflect"), "float_pad"),
     "pixel shuffle": (lambda x: op.nn.pixel_shuffle(x, 2), "float_depth_to_space"),
     "resize nearest": (
-        lambda x: op.image.resize2d(x, (10, 12), layout="NCHW", method="nearest_neighbor", coordinate_transformation_mode="asymmetric",
-                                    rounding_method="floor"), "float_resize_nearest"),
+        lambda x: op.image.resize2d(
+            x,
+            (10, 12),
+            layout="NCHW",
+            method="nearest_neighbor",
+            coordinate_transformation_mode="asymmetric",
+            rounding_method="floor",
+        ),
+        "float_resize_nearest",
+    ),
     "resize linear": (
-        lambda x: op.image.resize2d(x, (10, 9), layout="NCHW", method="linear", coordinate_transformation_mode="half_pixel"),
-        "float_resize_linear"),
+        lambda x: op.image.resize2d(
+            x, (10, 9), layout="NCHW", method="linear", coordinate_transformation_mode="half_pixel"
+        ),
+        "float_resize_linear",
+    ),
     "softmax": (lambda x: op.nn.softmax(x, 1), "float_softmax"),
     "instance norm": (
-        lambda x: op.nn.instance_norm(x, const(normal(8)), const(normal(8, seed=1)), channel_axis=1, axes=[2, 3], epsilon=1e-3),
-        "float_instance_norm"),
-}  # fmt: skip
+        lambda x: op.nn.instance_norm(
+            x, const(normal(8)), const(normal(8, seed=1)), channel_axis=1, axes=[2, 3], epsilon=1e-3
+        ),
+        "float_instance_norm",
+    ),
+}
 
 
 @pytest.mark.parametrize("make, name", SINGLE.values(), ids=SINGLE)
@@ -250,7 +269,9 @@ def test_integer_operators_are_left_alone():
     def body(x):
         q = net("q", integer_call("lpsn.quantize", [x], attrs))
         moved = net("moved", integer_call("lpsn.transpose", [q], {"axes": [0, 2, 3, 1]}))
-        return net("out", op.nn.relu(net("y", integer_call("lpsn.dequantize", [moved], {"scale": 0.1, "zero_point": 3}))))
+        return net(
+            "out", op.nn.relu(net("y", integer_call("lpsn.dequantize", [moved], {"scale": 0.1, "zero_point": 3})))
+        )
 
     net = Net((2, 8, 5, 6))
     before = net.module(body)
@@ -287,11 +308,10 @@ def test_random_graphs_compute_the_same(data):
             if kind == "conv":
                 value, *_ = net.conv(f"v{i}", a, 4, seed=i)
             else:
-                call = {
-                    "add": lambda a=a: op.add(a, data.draw(pick)), "multiply": lambda a=a: op.multiply(a, data.draw(pick)),
-                    "gate": lambda a=a: op.multiply(a, gate), "relu": lambda a=a: op.nn.relu(a), "sigmoid": lambda a=a: op.sigmoid(a),
-                    "scale": lambda a=a: op.multiply(a, const(0.5)),
-                }[kind]()  # fmt: skip
+                b = data.draw(pick) if kind in ("add", "multiply") else gate
+                binary = {"add": op.add, "multiply": op.multiply, "gate": op.multiply}
+                unary = {"relu": op.nn.relu, "sigmoid": op.sigmoid, "scale": lambda t: op.multiply(t, const(0.5))}
+                call = binary[kind](a, b) if kind in binary else unary[kind](a)
                 value = net(f"v{i}", call)
             values.append(value)
         outputs = data.draw(st.lists(st.sampled_from(values[1:]), min_size=1, max_size=2, unique=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ CPUS: dict[str, tuple[str | None, Isa]] = {
 REFERENCE: dict[str, Any] = {**quant.OPERATORS, **float_ops.OPERATORS}
 
 
-@lru_cache(maxsize=None)
+@cache
 def target_of(cpu: str) -> Any:
     mcpu, _ = CPUS[cpu]
     return tvm.target.Target({"kind": "llvm", **({"mcpu": mcpu} if mcpu else {})})
@@ -45,7 +45,12 @@ def poisoned(spec: TensorSpec, array: Array) -> Array:
 
 
 def build_and_run(
-    builder: Builder, arrays: Sequence[Array], constants: Mapping[str, Array], attrs: Mapping[str, Any], cpu: str = "avx512", block: int = 16
+    builder: Builder,
+    arrays: Sequence[Array],
+    constants: Mapping[str, Array],
+    attrs: Mapping[str, Any],
+    cpu: str = "avx512",
+    block: int = 16,
 ) -> Array:
     """Offer the arrays in layout `block` (rank 4; others plain) to `builder` and run what it returns."""
     offered = tuple(TensorSpec(a.shape, str(a.dtype), block if a.ndim == 4 else 0) for a in arrays)
@@ -55,8 +60,13 @@ def build_and_run(
 
 
 def assert_exact(
-    builder: Builder, op: str, arrays: Sequence[Array], attrs: Mapping[str, Any], constants: Mapping[str, Array] | None = None,
-    cpu: str = "avx512", block: int = 16,
+    builder: Builder,
+    op: str,
+    arrays: Sequence[Array],
+    attrs: Mapping[str, Any],
+    constants: Mapping[str, Array] | None = None,
+    cpu: str = "avx512",
+    block: int = 16,
 ) -> None:
     """The kernel equals the reference bit for bit."""
     constants = constants or {}
@@ -67,8 +77,14 @@ def assert_exact(
 
 
 def assert_close(
-    builder: Builder, op: str, arrays: Sequence[Array], attrs: Mapping[str, Any], constants: Mapping[str, Array] | None = None,
-    cpu: str = "avx512", block: int = 16, tolerance: float = 1e-5,
+    builder: Builder,
+    op: str,
+    arrays: Sequence[Array],
+    attrs: Mapping[str, Any],
+    constants: Mapping[str, Array] | None = None,
+    cpu: str = "avx512",
+    block: int = 16,
+    tolerance: float = 1e-5,
 ) -> None:
     """The kernel equals the float reference within `tolerance`, relative to the largest value."""
     constants = constants or {}

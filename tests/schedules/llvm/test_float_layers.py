@@ -22,10 +22,33 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def convolution(n, c, o, h, w, kernel, stride=1, padding=0, groups=1, dilation=1, residual=False, low=-INF, high=INF, cpu="avx512", block=16):
+def convolution(
+    n,
+    c,
+    o,
+    h,
+    w,
+    kernel,
+    stride=1,
+    padding=0,
+    groups=1,
+    dilation=1,
+    residual=False,
+    low=-INF,
+    high=INF,
+    cpu="avx512",
+    block=16,
+):
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
     padding = (padding,) * 4 if isinstance(padding, int) else padding
-    attrs = {"strides": (stride, stride), "padding": padding, "dilation": (dilation, dilation), "groups": groups, "low": low, "high": high}
+    attrs = {
+        "strides": (stride, stride),
+        "padding": padding,
+        "dilation": (dilation, dilation),
+        "groups": groups,
+        "low": low,
+        "high": high,
+    }
     oh = (h + padding[0] + padding[2] - dilation * (kernel[0] - 1) - 1) // stride + 1
     ow = (w + padding[1] + padding[3] - dilation * (kernel[1] - 1) - 1) // stride + 1
     arrays = [normal(n, c, h, w)] + ([normal(n, o, oh, ow, seed=3)] if residual else [])
@@ -45,7 +68,9 @@ CASES = {
     "odd channels": dict(n=1, c=21, o=35, h=6, w=11, kernel=3, padding=1),
     "channels in halves of a block": dict(n=1, c=24, o=40, h=6, w=8, kernel=1),
     "prime width": dict(n=1, c=16, o=16, h=5, w=37, kernel=1),
-    "uneven padding, dilation": dict(n=2, c=17, o=5, h=13, w=11, kernel=(3, 5), stride=2, padding=(1, 0, 2, 3), dilation=2),
+    "uneven padding, dilation": dict(
+        n=2, c=17, o=5, h=13, w=11, kernel=(3, 5), stride=2, padding=(1, 0, 2, 3), dilation=2
+    ),
     "residual and relu": dict(n=1, c=16, o=20, h=8, w=8, kernel=3, padding=1, residual=True, low=0.0),
     "relu6": dict(n=1, c=16, o=16, h=8, w=8, kernel=3, padding=1, low=0.0, high=6.0),
     "groups of whole blocks": dict(n=1, c=64, o=64, h=6, w=7, kernel=3, padding=1, groups=2),
@@ -56,7 +81,7 @@ CASES = {
     "depthwise stride 2": dict(n=1, c=20, o=20, h=13, w=15, kernel=5, stride=2, padding=2, groups=20, residual=True),
     "depthwise 7x7 dilated": dict(n=1, c=16, o=16, h=17, w=13, kernel=7, padding=(3, 1, 4, 2), dilation=2, groups=16),
     "depthwise 1x1": dict(n=1, c=20, o=20, h=5, w=7, kernel=1, groups=20),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -86,11 +111,20 @@ def test_random_convolutions(data):
     kernel = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
     dilation = data.draw(st.integers(1, 2))
     convolution(
-        n=data.draw(st.integers(1, 2)), c=groups * data.draw(st.integers(1, 20)), o=groups * data.draw(st.integers(1, 20)),
-        h=data.draw(st.integers(8, 20)), w=data.draw(st.integers(8, 20)), kernel=kernel, stride=data.draw(st.integers(1, 3)),
-        padding=tuple(data.draw(st.integers(0, 2)) for _ in range(4)), groups=groups, dilation=dilation,
-        residual=data.draw(st.booleans()), low=data.draw(st.sampled_from([-INF, 0.0])), block=data.draw(st.sampled_from([0, 16])),
-    )  # fmt: skip
+        n=data.draw(st.integers(1, 2)),
+        c=groups * data.draw(st.integers(1, 20)),
+        o=groups * data.draw(st.integers(1, 20)),
+        h=data.draw(st.integers(8, 20)),
+        w=data.draw(st.integers(8, 20)),
+        kernel=kernel,
+        stride=data.draw(st.integers(1, 3)),
+        padding=tuple(data.draw(st.integers(0, 2)) for _ in range(4)),
+        groups=groups,
+        dilation=dilation,
+        residual=data.draw(st.booleans()),
+        low=data.draw(st.sampled_from([-INF, 0.0])),
+        block=data.draw(st.sampled_from([0, 16])),
+    )
 
 
 TRANSPOSED = {
@@ -108,15 +142,28 @@ TRANSPOSED = {
 def test_transposed_convolution_equals_reference(case):
     n, c, o, h, w, kernel, stride, pad, output_padding, groups = case
     attrs = {
-        "strides": (stride, stride), "padding": (pad, pad, pad, pad), "output_padding": (output_padding, output_padding),
-        "dilation": (1, 1), "groups": groups, "low": 0.0, "high": INF,
-    }  # fmt: skip
+        "strides": (stride, stride),
+        "padding": (pad, pad, pad, pad),
+        "output_padding": (output_padding, output_padding),
+        "dilation": (1, 1),
+        "groups": groups,
+        "low": 0.0,
+        "high": INF,
+    }
     constants = {"weight": normal(c, o // groups, kernel, kernel, seed=1), "bias": normal(o, seed=2)}
     assert_close(conv2d_transpose_float, "lpsn.float_conv2d_transpose", [normal(n, c, h, w)], attrs, constants)
 
 
 def test_transposed_convolution_dilated_uneven():
-    attrs = {"strides": (1, 2), "padding": (1, 0, 2, 1), "output_padding": (0, 1), "dilation": (2, 3), "groups": 2, "low": -INF, "high": 1.0}
+    attrs = {
+        "strides": (1, 2),
+        "padding": (1, 0, 2, 1),
+        "output_padding": (0, 1),
+        "dilation": (2, 3),
+        "groups": 2,
+        "low": -INF,
+        "high": 1.0,
+    }
     constants = {"weight": normal(8, 5, 3, 2, seed=1), "bias": normal(10, seed=2)}
     assert_close(conv2d_transpose_float, "lpsn.float_conv2d_transpose", [normal(2, 8, 5, 7)], attrs, constants)
 
@@ -134,7 +181,8 @@ def test_equal_layers_share_their_function():
     attrs = {"strides": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1), "groups": 1, "low": 0.0, "high": INF}
     spec = (TensorSpec((1, 16, 8, 8), "float32", 16),)
     keys = {
-        conv2d_float(spec, {"weight": normal(16, 16, 3, 3, seed=s), "bias": normal(16, seed=s)}, attrs, AVX512_VNNI).key for s in (1, 2)
+        conv2d_float(spec, {"weight": normal(16, 16, 3, 3, seed=s), "bias": normal(16, seed=s)}, attrs, AVX512_VNNI).key
+        for s in (1, 2)
     }
     assert len(keys) == 1
 

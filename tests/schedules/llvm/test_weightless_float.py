@@ -20,7 +20,10 @@ def program(*steps):
     return {"program": float_ops.encode_program([list(step) for step in steps])}
 
 
-UNARY = sorted(set(float_ops.ELEMENTWISE) - {"add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "clip", "prelu", "leaky_relu"})
+UNARY = sorted(
+    set(float_ops.ELEMENTWISE)
+    - {"add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "clip", "prelu", "leaky_relu"}
+)
 
 
 @blocks
@@ -29,7 +32,9 @@ def test_unary_functions(name, block):
     x = normal(*SHAPE)
     if name in ("log", "sqrt", "rsqrt"):
         x = np.abs(x) + np.float32(1e-3)
-    assert_close(elementwise.float_elementwise, "lpsn.float_elementwise", [x], program([name, 0]), block=block, tolerance=2e-6)
+    assert_close(
+        elementwise.float_elementwise, "lpsn.float_elementwise", [x], program([name, 0]), block=block, tolerance=2e-6
+    )
 
 
 def test_exponentials_at_the_ends_of_float32():
@@ -50,7 +55,9 @@ def test_constants_among_the_operands():
     attrs = program(["prelu", 1, 0], ["add", 2, 1])
     spec = (TensorSpec(SHAPE, "float32", 16),)
     kernel = elementwise.float_elementwise(spec, {"tensors0": slope}, attrs, None)
-    np.testing.assert_allclose(run_kernel(kernel, [x]), float_ops.float_elementwise(slope, x, **attrs), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        run_kernel(kernel, [x]), float_ops.float_elementwise(slope, x, **attrs), rtol=1e-5, atol=1e-6
+    )
 
 
 @blocks
@@ -73,9 +80,13 @@ def test_resize_and_pad(block):
         attrs[f"{axis}_weights"] = [v for i in range(2 * size) for v in ((1.0, 0.0) if i % 2 == 0 else (0.3, 0.7))]
     assert_close(resize.resize_linear, "lpsn.float_resize_linear", [x], attrs, block=block)
     rows, columns = [5, 0, 3, 3], [8, 8, 0]
-    assert_exact(resize.resize_nearest, "lpsn.float_resize_nearest", [x], {"rows": rows, "columns": columns}, block=block)
+    assert_exact(
+        resize.resize_nearest, "lpsn.float_resize_nearest", [x], {"rows": rows, "columns": columns}, block=block
+    )
     for mode in ("constant", "reflect", "edge"):
-        assert_exact(resize.pad, "lpsn.float_pad", [x], {"pad_width": (1, 2, 0, 3), "value": -1.5, "mode": mode}, block=block)
+        assert_exact(
+            resize.pad, "lpsn.float_pad", [x], {"pad_width": (1, 2, 0, 3), "value": -1.5, "mode": mode}, block=block
+        )
 
 
 @blocks
@@ -89,12 +100,21 @@ def test_concat(block, channels):
 def test_instance_norm(block):
     constants = {"scale": normal(20, seed=1), "shift": normal(20, seed=2)}
     x = normal(*SHAPE) + np.float32(50)
-    assert_close(normalization.float_instance_norm, "lpsn.float_instance_norm", [x], {"epsilon": 1e-5}, constants, block=block)
+    assert_close(
+        normalization.float_instance_norm, "lpsn.float_instance_norm", [x], {"epsilon": 1e-5}, constants, block=block
+    )
 
 
 @pytest.mark.parametrize("shape, axis", [((3, 10), 1), ((2, 5, 4, 6), 1), ((2, 5, 4, 6), -1), ((7,), 0)], ids=str)
 def test_softmax(shape, axis):
-    assert_close(normalization.float_softmax, "lpsn.float_softmax", [normal(*shape, scale=20)], {"axis": axis}, block=0, tolerance=1e-6)
+    assert_close(
+        normalization.float_softmax,
+        "lpsn.float_softmax",
+        [normal(*shape, scale=20)],
+        {"axis": axis},
+        block=0,
+        tolerance=1e-6,
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8", "int32"])

@@ -48,7 +48,13 @@ def test_quantize_and_dequantize(shape, block):
     real = np.random.default_rng(0).standard_normal(shape).astype(np.float32) * 80
     attrs = {"inv_scale": f32(2.3), "zero_point": 100, "qmin": 0, "qmax": 255, "out_dtype": "uint8"}
     assert_exact(elementwise.quantize, "lpsn.quantize", [real], attrs, block=block)
-    assert_exact(elementwise.dequantize, "lpsn.dequantize", [integers(*shape)], {"scale": f32(0.1), "zero_point": 100}, block=block)
+    assert_exact(
+        elementwise.dequantize,
+        "lpsn.dequantize",
+        [integers(*shape)],
+        {"scale": f32(0.1), "zero_point": 100},
+        block=block,
+    )
 
 
 @shapes
@@ -61,11 +67,13 @@ def test_add_and_multiply(shape, block, out, other):
     points = {"a_zero_point": 100, "b_zero_point": -7}
     attrs = {"a_multiplier": f32(0.713), "b_multiplier": f32(0.2917), **points, **out}
     assert_exact(elementwise.add, "lpsn.add", arrays, attrs, block=block)
-    assert_exact(elementwise.multiply, "lpsn.multiply", arrays, {"multiplier": f32(0.00713), **points, **out}, block=block)
+    assert_exact(
+        elementwise.multiply, "lpsn.multiply", arrays, {"multiplier": f32(0.00713), **points, **out}, block=block
+    )
 
 
 def test_add_is_not_contracted_into_multiply_add():
-    """Sums whose exact value lies next to a rounding boundary: one fused multiply-add would round some of them differently."""
+    """Sums whose exact value lies next to a rounding boundary: a fused multiply-add rounds some differently."""
     a, b = integers(1, 16, 64, 64), integers(1, 16, 64, 64, seed=1)
     for seed in range(8):
         m = np.random.default_rng(seed).uniform(0.2, 0.9, 2)
@@ -78,7 +86,9 @@ def test_add_is_not_contracted_into_multiply_add():
 def test_lookups(shape, block):
     rng = np.random.default_rng(0)
     q4 = rng.integers(-8, 8, shape).astype("int8")
-    assert_exact(lookup.lookup, "lpsn.lookup", [integers(*shape)], {"qmin": 0}, {"table": integers(256, seed=1)}, block=block)
+    assert_exact(
+        lookup.lookup, "lpsn.lookup", [integers(*shape)], {"qmin": 0}, {"table": integers(256, seed=1)}, block=block
+    )
     assert_exact(lookup.lookup, "lpsn.lookup", [q4], {"qmin": -8}, {"table": integers(16, dtype="int8")}, block=block)
     table = {"table": integers(shape[1], 16, seed=2)}
     assert_exact(lookup.channel_lookup, "lpsn.channel_lookup", [q4], {"qmin": -8}, table, block=block)
@@ -88,7 +98,7 @@ WINDOWS = {
     "3x3 stride 2": dict(kernel=(3, 3), strides=(2, 2), padding=(1, 1, 1, 1)),
     "2x2": dict(kernel=(2, 2), strides=(2, 2), padding=(0, 0, 0, 0)),
     "ceil mode": dict(kernel=(3, 2), strides=(2, 2), padding=(0, 1, 1, 0), ceil_mode=True),
-}  # fmt: skip
+}
 
 
 @shapes
@@ -113,7 +123,9 @@ def test_dilated_max_pool():
 @dtypes
 def test_global_average(shape, block, dtype):
     attrs = {"multiplier": f32(0.8 / 99), "in_zero_point": 7, **UINT8}
-    assert_exact(pooling.global_avg_pool2d, "lpsn.global_avg_pool2d", [integers(*shape, dtype=dtype)], attrs, block=block)
+    assert_exact(
+        pooling.global_avg_pool2d, "lpsn.global_avg_pool2d", [integers(*shape, dtype=dtype)], attrs, block=block
+    )
 
 
 @shapes
@@ -148,7 +160,9 @@ def test_data_movement(shape, block):
         attrs = {"axes": (axis,), "begin": (begin,), "end": (end,), "strides": (stride,)}
         assert_exact(data_movement.strided_slice, "lpsn.strided_slice", [x], attrs, block=block)
     for mode in ("DCR", "CRD"):
-        assert_exact(data_movement.depth_to_space, "lpsn.depth_to_space", [x], {"block_size": 2, "mode": mode}, block=block)
+        assert_exact(
+            data_movement.depth_to_space, "lpsn.depth_to_space", [x], {"block_size": 2, "mode": mode}, block=block
+        )
     for target in ((n, c * h * w), (n, c // 4, 4, h * w), (n, c, h * w, 1)):
         assert_exact(data_movement.reshape, "lpsn.reshape", [x], {"shape": target}, block=block)
     for axes in ((0, 2, 3, 1), (0, 1, 3, 2)):
@@ -156,7 +170,9 @@ def test_data_movement(shape, block):
 
 
 def test_depth_to_space_of_whole_blocks_stays_blocked():
-    assert_exact(data_movement.depth_to_space, "lpsn.depth_to_space", [integers(1, 64, 3, 5)], {"block_size": 2, "mode": "DCR"})
+    assert_exact(
+        data_movement.depth_to_space, "lpsn.depth_to_space", [integers(1, 64, 3, 5)], {"block_size": 2, "mode": "DCR"}
+    )
 
 
 @blocks
@@ -178,12 +194,26 @@ def test_concat_of_pixels(block, axis):
 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
-    channels=st.integers(1, 40), height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 99), cpu=st.sampled_from(list(CPUS)),
-)  # fmt: skip
+    channels=st.integers(1, 40),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    seed=st.integers(0, 99),
+    cpu=st.sampled_from(list(CPUS)),
+)
 def test_random_shapes_on_every_cpu(channels, height, width, seed, cpu):
     rng = np.random.default_rng(seed)
     a, b = integers(1, channels, height, width, seed=seed), integers(1, channels, height, width, seed=seed + 1)
-    attrs = {"a_multiplier": f32(rng.uniform(0.1, 2)), "b_multiplier": f32(rng.uniform(0.1, 2)), "a_zero_point": int(rng.integers(256))}
+    attrs = {
+        "a_multiplier": f32(rng.uniform(0.1, 2)),
+        "b_multiplier": f32(rng.uniform(0.1, 2)),
+        "a_zero_point": int(rng.integers(256)),
+    }
     assert_exact(elementwise.add, "lpsn.add", [a, b], {**attrs, "b_zero_point": 77, **UINT8}, cpu=cpu)
     window = {"kernel": (2, 3), "strides": (1, 2), "padding": (1, 1, 0, 1)}
-    assert_exact(pooling.avg_pool2d, "lpsn.avg_pool2d", [a], {**window, "in_zero_point": 9, "multiplier": f32(1.3), **UINT8}, cpu=cpu)
+    assert_exact(
+        pooling.avg_pool2d,
+        "lpsn.avg_pool2d",
+        [a],
+        {**window, "in_zero_point": 9, "multiplier": f32(1.3), **UINT8},
+        cpu=cpu,
+    )
