@@ -86,6 +86,30 @@ class ImportedModel:
         kept.update({renamed[name]: params for name, params in self.qdq.items() if renamed.get(name) in present})
         return kept
 
+    def canonical_qdq_weights(self, mod: tvm.IRModule) -> dict[str, QuantParams]:
+        """The part of `qdq_weights` whose grid still holds the layer's weights in `mod`.
+
+        Folding a batch norm, re-solving or removing channels moves weights off the grid that the QDQ model gave them.
+        """
+        layers = graph.find_layers(mod)
+        return {
+            name: params
+            for name, params in self.qdq_weights.items()
+            if name in layers and _on_grid(layers[name], params)
+        }
+
+
+def _on_grid(layer: graph.Layer, params: QuantParams) -> bool:
+    """Whether every weight is a whole multiple of its scale, within the range of the bit width."""
+    shape = [1] * layer.weight.ndim
+    if params.axis is not None:
+        shape[params.axis] = -1
+        if layer.weight.shape[params.axis] != params.scale.size:
+            return False
+    steps = layer.weight / np.asarray(params.scale).reshape(shape)
+    whole = np.rint(steps)
+    return bool(np.abs(steps - whole).max() < 1e-2 and whole.min() >= params.qmin and whole.max() <= params.qmax)
+
 
 def import_model(model: onnx.ModelProto) -> ImportedModel:
     """Convert a model of `load_model` to raw Relax.
