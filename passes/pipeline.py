@@ -107,8 +107,8 @@ def _quantize(net: Network) -> None:
     net.regions = find_regions(net.mod, recipe.ignore)
     net.plan = plan_quantization(
         net.mod, net.calibration, weight_bits=recipe.bits[0], activation_bits=recipe.bits[1], scheme=net.scheme, observer=recipe.observer,
-        rounding=recipe.rounding, keep=net.kept_scales, keep_weights=net.imported.qdq_weights if recipe.keep_scales else {}, ignore=recipe.ignore,
-        seed=recipe.seed, memory_budget=recipe.memory_budget, regions=net.regions, progress=net.progress,
+        rounding=recipe.rounding, keep=net.kept_scales, keep_weights=net.imported.canonical_qdq_weights(net.mod) if recipe.keep_scales else {},
+        ignore=recipe.ignore, seed=recipe.seed, memory_budget=recipe.memory_budget, regions=net.regions, progress=net.progress,
     )
 
 
