@@ -109,9 +109,9 @@ def lower_resize(call: Any, x: IntegerTensor) -> Any | None:
         return integer_call("lpsn.resize_nearest", [x.expr], {"rows": rows, "columns": columns}, graph.shape_of(call))
     if attrs["method"] == "linear":
         (rows, row_weights), (columns, column_weights) = (linear_index(a, b, transform) for a, b in sizes)
-        plan = {"rows": rows, "row_weights": row_weights, "columns": columns, "column_weights": column_weights}
-        plan |= {"qmin": x.params.qmin, "qmax": x.params.qmax}
-        return integer_call("lpsn.resize_linear", [x.expr], plan, graph.shape_of(call))
+        taps: dict[str, Any] = {"rows": rows, "row_weights": row_weights}
+        taps |= {"columns": columns, "column_weights": column_weights, "qmin": x.params.qmin, "qmax": x.params.qmax}
+        return integer_call("lpsn.resize_linear", [x.expr], taps, graph.shape_of(call))
     return None
 
 
@@ -210,11 +210,11 @@ def match_depth_to_space(
         return call.args[0], int(graph.call_attrs(call)["upscale_factor"]), "CRD", []
     if graph.op_name(call) != "relax.reshape" or not hasattr(call.args[0], "name"):
         return None
-    permuted = definitions.get(call.args[0].name)
+    permuted: Any = definitions.get(call.args[0].name)
     if graph.op_name(permuted) != "relax.permute_dims" or not hasattr(permuted.args[0], "name"):
         return None
     mode = _PERMUTATIONS.get(tuple(graph.call_attrs(permuted)["axes"] or ()))
-    split = definitions.get(permuted.args[0].name)
+    split: Any = definitions.get(permuted.args[0].name)
     if mode is None or graph.op_name(split) != "relax.reshape" or len(graph.shape_of(split.args[0])) != 4:
         return None
     absorbed = [call.args[0].name, permuted.args[0].name]

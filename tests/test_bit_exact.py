@@ -1,4 +1,4 @@
-"""Compiled integer modules equal `quant.py` bit for bit: operator by operator on every instruction set, and whole random networks.
+"""Compiled integer modules equal `quant.py` bit for bit: every operator, every instruction set, whole random networks.
 
 Operators get inputs over the whole range of their container and scales that produce exact ties and saturation, so that
 rounding and clamping count.
@@ -16,9 +16,10 @@ from random_graphs import BLOCKS, models
 from small_graphs import random_feed, simple_plan
 from tvm import relax
 
-from lpsn_tvm import graph
+from lpsn_tvm import graph, quant
 from lpsn_tvm.frontend import import_model, load_model
 from lpsn_tvm.passes.canonicalize import canonicalize
+from lpsn_tvm.passes.fuse_float import fuse_float
 from lpsn_tvm.passes.integer_ops import integer_call
 from lpsn_tvm.passes.lower_to_integer import lower_to_integer
 from lpsn_tvm.reference import run_reference
@@ -68,7 +69,7 @@ class Operators:
         residual: tuple[int, ...] | None = None,
         **attrs: Any,
     ) -> None:
-        """A weighted operator whose outputs spread over the range, with many exact ties (scales are multiples of a power of two)."""
+        """A weighted operator whose outputs spread over the range, with many exact ties (powers of two)."""
         weight = self.rng.integers(-128, 128, weight_shape).astype(np.int8)
         fan = float(np.prod(weight_shape)) / channels
         bias = self.rng.integers(-(2**14), 2**14, channels).astype(np.int32)
@@ -235,12 +236,32 @@ def poolings(o: Operators) -> None:
 
 
 def moves(o: Operators) -> None:
-    o.add("concat", [o.integers((1, 16, 4, 5)), o.integers((1, 7, 4, 5))],
-          {"axis": 1, "multipliers": (1.0, 0.5), "zero_points": (9, 30), "out_zero_point": 9, "qmin": 0, "qmax": 255, "out_dtype": "uint8"})  # fmt: skip
+    o.add(
+        "concat",
+        [o.integers((1, 16, 4, 5)), o.integers((1, 7, 4, 5))],
+        {
+            "axis": 1,
+            "multipliers": (1.0, 0.5),
+            "zero_points": (9, 30),
+            "out_zero_point": 9,
+            "qmin": 0,
+            "qmax": 255,
+            "out_dtype": "uint8",
+        },
+    )
     o.add("resize_nearest", [o.integers((1, 20, 3, 4))], {"rows": (0, 0, 1, 2, 2), "columns": (3, 1, 0)})
-    o.add("resize_linear", [o.integers((1, 20, 3, 4))],
-          {"rows": (0, 1, 1, 2, 2, 2), "row_weights": (64, 64, 32, 96, 128, 0), "columns": (0, 1, 2, 3), "column_weights": (96, 32, 1, 127),
-           "qmin": 0, "qmax": 255})  # fmt: skip
+    o.add(
+        "resize_linear",
+        [o.integers((1, 20, 3, 4))],
+        {
+            "rows": (0, 1, 1, 2, 2, 2),
+            "row_weights": (64, 64, 32, 96, 128, 0),
+            "columns": (0, 1, 2, 3),
+            "column_weights": (96, 32, 1, 127),
+            "qmin": 0,
+            "qmax": 255,
+        },
+    )
     o.add("pad", [o.integers((1, 20, 3, 4))], {"pad_width": (1, 2, 0, 3), "value": 17})
     o.add("pad", [o.integers((1, 5, 4, 4))], {"pad_width": (1, 2, 3, 0), "value": 0, "mode": "reflect"})
     o.add(
@@ -270,26 +291,30 @@ def test_operators_equal_the_reference(family: str, target: str) -> None:
         assert np.unique(value).size > 1, f"{name}: the check would not notice an error"
 
 
+def is_inexact(call: Any) -> bool:
+    """Whether a float operator computes (and may round otherwise), rather than move numbers."""
+    name = graph.op_name(call)
+    moves = name.startswith("lpsn.float_") and name.replace("float_", "") in quant.OPERATORS
+    return name.startswith(("relax.", "lpsn.float_")) and not moves
+
+
 def check_network(model: Any, bits: int, seed: int) -> None:
     mod = canonicalize(import_model(load_model(model)).mod)
-    lowered = lower_to_integer(mod, simple_plan(mod, bits, bits))
+    lowered = fuse_float(lower_to_integer(mod, simple_plan(mod, bits, bits)))
     feeds = random_feed(mod, seed)
     want = list(run_reference(lowered, feeds).values())
     got = load(get_backend("llvm").compile(lowered))(list(feeds.values()))
-    has_float = any(graph.op_name(value).startswith("relax.") for _, value in graph.bindings(lowered))
+    has_float = any(is_inexact(value) for _, value in graph.bindings(lowered))
     for result, value in zip(got, want, strict=True):
         if has_float:
-            # Float operators may round otherwise, and a boundary may be crossed; what is in integers is exact.
-            assert np.mean(np.abs(np.asarray(result) - value) > 1e-5 * (1 + np.abs(value))) < 0.1
+            # A boundary may be crossed where a float operator rounded otherwise; at few bits that spreads.
+            assert np.mean(np.abs(np.asarray(result) - value)) < 0.1 * max(float(np.ptp(value)), 1e-3)
         else:
             np.testing.assert_array_equal(np.asarray(result), value)
 
 
 NETWORKS = {
-    # pixel_shuffle becomes a kernel of ours in a later pass; instance norm is float.
-    "model": models(
-        blocks=[block for block in BLOCKS if block not in ("instance_norm", "depth_to_space")], max_blocks=4
-    ),
+    "model": models(blocks=[block for block in BLOCKS if block != "instance_norm"], max_blocks=4),
     "bits": st.sampled_from([8, 4, 3]),
     "seed": st.integers(0, 99),
 }

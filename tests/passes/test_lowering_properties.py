@@ -1,4 +1,4 @@
-"""Random networks: every integer region within one step of float arithmetic, and ONNX Runtime on the exported models."""
+"""Random networks: every integer region within one step of float arithmetic, ONNX Runtime on the exported models."""
 
 from __future__ import annotations
 
