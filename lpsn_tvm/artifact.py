@@ -170,7 +170,7 @@ class Artifact:
         if quantized and self.sources.plan is None:
             raise ArtifactError("this module was built with bits=None: there is no quantized form", where="to_onnx")
         plan = self.sources.plan if quantized is not False else None
-        return self.sources.export(self.sources.mod, path, plan)
+        return self.sources.export(self.sources.mod, path, plan, output_names=[info.name for info in self.outputs])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one file, atomically: either the whole new file is there or the old one is untouched.
