@@ -1,7 +1,9 @@
 """Non-uniform allocation: the MACs that a uniform fraction would leave, spent where the output error is least.
 
-Every group alone is pruned at six levels on the dense network, its consumers re-solved, and the error of the network's outputs measured. Then channels go
-where they cost the least error per MAC, until the MACs of the uniform allocation are reached. Errors of different groups are taken to add up.
+Every group alone is pruned at six levels on the dense network, its consumers re-solved, and the error of the
+network's outputs measured. Then channels go
+where they cost the least error per MAC, until the MACs of the uniform allocation are reached. Errors of different
+groups are taken to add up.
 
 Source: method.md of the project, "What mattered" 5.
 """
@@ -11,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lpsn_tvm.graph import Layer
@@ -82,7 +83,9 @@ def allocate(
     Parameters
     ----------
     layers : mapping of name to Layer
+        All weighted layers.
     groups : sequence of ChannelGroup
+        Those that may lose channels.
     uniform : mapping of group name to units
         What the uniform fraction keeps.
     round_up : callable (group, kept) -> kept

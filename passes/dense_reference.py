@@ -1,8 +1,10 @@
-"""What the dense network computes, read once, batch by batch in constant memory: the targets of every re-solve and the statistics of far consumers.
+"""What the dense network computes, read once, batch by batch in constant memory: the targets of every re-solve and
+the statistics of far consumers.
 
-For every layer the pre-activation outputs at sampled positions are kept (float32), so the dense network is never run again and only the
-compressed one is held on a frontier. For the layers in `gram_layers` X^T X of the dense inputs is kept too: consumers of a residual stream that lie
-further down are scored on it when the stream's mask is chosen.
+For every layer the pre-activation outputs at sampled positions are kept (float32), so the dense network is never run
+again and only the
+compressed one is held on a frontier. For the layers in `gram_layers` X^T X of the dense inputs is kept too: consumers
+of a residual stream that lie further down are scored on it when the stream's mask is chosen.
 """
 
 from __future__ import annotations
@@ -114,7 +116,9 @@ def rows_wanted(layers: Mapping[str, LayerGeometry], samples: int, memory_budget
     Parameters
     ----------
     layers : mapping of name to LayerGeometry
+        All weighted layers.
     samples : int
+        Calibration samples.
     memory_budget : int
         Bytes for the targets of all layers.
     """
@@ -141,7 +145,8 @@ class Sum(NamedTuple):
 def closing_sums(interpreter: TorchInterpreter, layers: Mapping[str, Layer]) -> dict[str, Sum]:
     """Layers whose output is only added to an earlier value: their target is the whole sum.
 
-    What the compressed network got wrong in the earlier addend is then made up for by this layer, instead of piling up along the stream.
+    What the compressed network got wrong in the earlier addend is then made up for by this layer, instead of piling
+    up along the stream.
     """
     order = {name: -1 for name in interpreter.inputs} | {step.name: n for n, step in enumerate(interpreter.steps)}
     sums: dict[str, Sum] = {}
@@ -174,11 +179,15 @@ def read_dense_network(
     interpreter : TorchInterpreter
         With the dense weights.
     layers : mapping of name to Layer
+        All weighted layers.
     batches : iterable of dict of str to ndarray
+        The network's inputs.
     samples : int
         How many there are in `batches`.
     options : ReferenceOptions
+        What to collect.
     progress : callable (samples done)
+        Called after every batch.
     """
     geometries = {name: LayerGeometry.of(layer) for name, layer in layers.items()}
     per_sample = rows_wanted(geometries, samples, options.memory_budget)
@@ -240,13 +249,17 @@ def _read_input(
 
 
 def quantization_error(rows: Tensor, matrix: Tensor, weight_bits: int, activation_bits: int) -> float:
-    """Squared output error of plain quantization at these widths (symmetric per output weights, asymmetric per tensor inputs).
+    """Squared output error of plain quantization at these widths (symmetric per output weights, asymmetric per tensor
+    inputs).
 
     Parameters
     ----------
     rows : float32[groups, n, k + 1]
         Row matrix, bias column last.
     matrix : float32[groups, k + 1, O/groups]
+        Weights and, in the last row, biases.
+    weight_bits, activation_bits : int
+        2..8.
     """
     body, weights = rows[:, :, :-1], matrix[:, :-1]
     low, high = body.min().clamp_max(0), body.max().clamp_min(0)

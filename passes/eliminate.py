@@ -1,14 +1,18 @@
-"""Exact elimination: the order in which units (channels) cost the least output error to remove, everything left re-fitted.
+"""Exact elimination: the order in which units (channels) cost the least output error to remove, everything left
+re-fitted.
 
-For consumer p with damped H_p = X^T X and least squares weights W_p, removing the column block c and re-fitting the rest raises the squared error by
+For consumer p with damped H_p = X^T X and least squares weights W_p, removing column block c and re-fitting the rest
+raises the squared error by
 
     cost_p(c) = tr(W_c^T [(H_p^-1)_cc]^-1 W_c)
 
-The costs of all consumers of a group are summed, each weighted (by one over the spread of its target). The cheapest unit goes, W and H^-1 are
-downdated (Schur complement), and so on. In wide groups several units go per global update: the candidates' own blocks of H^-1 and W are all that
-the exact costs among the candidates need, so duplicates are still seen; only the other units' costs are one update old.
+The costs of all consumers of a group are summed, each weighted (one over the spread of its target). The cheapest unit
+goes, W and H^-1 are downdated (Schur complement), and so on. In wide groups several units go per global update: the
+candidates' own blocks of H^-1 and W are all that the exact costs among the candidates need, so duplicates are still
+seen; only the other units' costs are one update old.
 
-Source: Hassibi and Stork, "Optimal Brain Surgeon", 1993; Frantar and Alistarh, "Optimal Brain Compression", 2022 (blocks); method.md, "What mattered" 2.
+Source: Hassibi and Stork, "Optimal Brain Surgeon", 1993; Frantar and Alistarh, "Optimal Brain Compression", 2022
+(blocks); method.md, "What mattered" 2.
 """
 
 from __future__ import annotations
@@ -50,7 +54,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Elimination:
-    """Result: `order` int64[removed] units, cheapest first; `costs` float64[removed] weighted error that each one added."""
+    """Result: `order` int64[removed] units, cheapest first; `costs` float64[removed] weighted error that each one
+    added.
+    """
 
     order: Tensor
     costs: Tensor
@@ -65,6 +71,12 @@ def problem_of(gram: Tensor, weights: Tensor, units: Tensor, weight: float, damp
         X^T X, bias column last.
     weights : float64[k, outputs]
         Least squares solution under the same damping (or the exact weights of a dense layer).
+    units : int64[k]
+        Unit of every column, -1 for columns that stay.
+    weight : float
+        Factor of this consumer's cost.
+    damping : float
+        Relative to the mean of the diagonal.
     """
     damped = gram.clone()
     damped.diagonal().add_(damping_vector(gram[None], damping)[0])

@@ -1,6 +1,8 @@
-"""The walk from input to output: at every layer re-solve on the compressed prefix, and choose the masks of the groups that are first read there.
+"""The walk from input to output: at every layer re-solve on the compressed prefix, and choose the masks of the groups
+that are first read there.
 
-Removed channels are not sliced while walking: their consumers get zero weights, which is the same network; `remove_channels` slices once at the end.
+Removed channels are not sliced while walking: their consumers get zero weights, which is the same network;
+`remove_channels` slices once at the end.
 """
 
 from __future__ import annotations
@@ -19,17 +21,17 @@ from lpsn_tvm.interpreter import TorchInterpreter
 from lpsn_tvm.passes.channel_groups import ChannelGroup, Slot
 from lpsn_tvm.passes.dense_reference import LayerReference, closing_sums
 from lpsn_tvm.passes.eliminate import Elimination, Problem, eliminate, problem_of
-from lpsn_tvm.passes.normal_equations import LayerGeometry, NormalEquations
+from lpsn_tvm.passes.group_columns import columns_of, first_consumers, near_consumers, order_scores, unit_of_channel
+from lpsn_tvm.passes.normal_equations import NormalEquations
 from lpsn_tvm.passes.resolve import SCORE_DAMPING, relative_error, solve
 from lpsn_tvm.passes.scores import ChannelMean, random_scores, unit_scores
-
-MAX_FAR_CONSUMERS = 8
-"""Consumers of one group, beyond the first, that its mask is scored on (in a dense block every later layer is a consumer)."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """How much of a group is to go: keep `kept` units, or (auto) as few as the error `budget` allows, rounded up by `round_up`."""
+    """How much of a group is to go: keep `kept` units, or (auto) as few as the error `budget` allows, rounded up by
+    `round_up`.
+    """
 
     kept: int
     budget: float | None = None
@@ -45,9 +47,11 @@ class Decision:
     mask : bool[size]
         True is kept.
     predicted : float
-        Added output error as elimination predicts it, relative to the variance of the consumers' targets (0 for other scores).
+        Added output error as elimination predicts it, relative to the variance of the consumers' targets (0 for other
+        scores).
     scores : float64[size]
-        Importance; the smallest goes first. For "output_error" the place in the elimination order, units that stay at the end.
+        Importance; the smallest goes first. For "output_error" the place in the elimination order, units that stay at
+        the end.
     consumer : str
         The layer where it was decided.
     """
@@ -60,7 +64,9 @@ class Decision:
 
 @dataclass
 class _Equations:
-    """Sums of one layer on the compressed prefix; `channels` are the input channels (within a group of the layer) that have columns."""
+    """Sums of one layer on the compressed prefix; `channels` are the input channels (within a group of the layer)
+    that have columns.
+    """
 
     sums: NormalEquations
     channels: Tensor
@@ -136,7 +142,7 @@ class GreedyWalk:
         other = self.sums[layer.name].other if layer.name in self.sums else layer.data
         return layer.data in dirty or other in dirty or not bool(self.alive_in[layer.name].all())
 
-    # --- sums -------------------------------------------------------------------------------------------------------------------
+    # --- sums ------------------------------------------------------------
 
     def _equations(self, layer: Layer) -> _Equations:
         """Sums over the compressed inputs and the dense targets of a layer."""
@@ -161,7 +167,8 @@ class GreedyWalk:
                 activity.add(x)
         return _Equations(sums, channels, activity)
 
-    # --- masks ------------------------------------------------------------------------------------------------------------------
+    # --- masks
+    # ------------------------------------------------------------------------------------------------------------------
 
     def _decide(self, group: ChannelGroup, layer: Layer, equations: _Equations) -> None:
         demand = self.demands[group.name]
@@ -182,7 +189,9 @@ class GreedyWalk:
         gone = (~mask).nonzero()[:, 0]
         for slot in group.consumers:
             self.alive_in[slot.layer][torch.from_numpy(slot.index)[gone].reshape(-1)] = False
-        for written in [slot_out(slot) for slot in group.producers] + [(f.layer, f.written) for f in group.followers]:
+        for written in [(slot.layer, slot.index) for slot in group.producers] + [
+            (f.layer, f.written) for f in group.followers
+        ]:
             self.alive_out[written[0]][torch.from_numpy(written[1])[gone].reshape(-1)] = False
 
     def _eliminate(
@@ -202,7 +211,7 @@ class GreedyWalk:
         removed = len(result.order)
         if demand.budget is not None:
             removed = group.size - demand.round_up(group.size - removed)
-        return _order_scores(result, group.size), float(result.costs[:removed].sum()), group.size - removed
+        return order_scores(result, group.size), float(result.costs[:removed].sum()), group.size - removed
 
     def dense_scores(self, group: ChannelGroup) -> Tensor:
         """Scores of a group on the dense network (one-shot); to be called before the walk."""
@@ -215,7 +224,7 @@ class GreedyWalk:
             assert activity is not None
             return unit_scores(activity.value, unit_of_channel(slots[0], first.in_channels), group.size)
         removed = group.size - self.demands[group.name].kept
-        return _order_scores(self._eliminate_dense(group, removed), group.size)
+        return order_scores(self._eliminate_dense(group, removed), group.size)
 
     def _eliminate_dense(self, group: ChannelGroup, count: int) -> Elimination:
         problems: list[Problem] = []
@@ -225,7 +234,9 @@ class GreedyWalk:
         return eliminate(problems, group.size, count)
 
     def dense_patches(self, group: ChannelGroup, counts: Sequence[int]) -> list[dict[str, tuple[Tensor, Tensor]]]:
-        """Re-solved consumers of a group alone pruned on the dense network to each of `counts` units; before the walk."""
+        """Re-solved consumers of a group alone pruned on the dense network to each of `counts` units; before the
+        walk.
+        """
         order = self._eliminate_dense(group, group.size - min(counts)).order if counts else torch.zeros(0)
         patches = []
         for count in counts:
@@ -282,7 +293,8 @@ class GreedyWalk:
         geometry = self.references[name].geometry
         return geometry.weight_matrix(*self.dense[name])[:, columns_of(channels, geometry)]
 
-    # --- weights ----------------------------------------------------------------------------------------------------------------
+    # --- weights
+    # ----------------------------------------------------------------------------------------------------------------
 
     def _finish(self, layer: Layer, equations: _Equations, stale: bool) -> None:
         """New weights of the layer: zero for channels that are gone, the rest re-solved."""
@@ -300,7 +312,8 @@ class GreedyWalk:
         self.changed.add(name)
 
     def _solve_alive(self, name: str, gram: Tensor, moment: Tensor, channels: Tensor, alive: Tensor) -> Tensor:
-        """The full weight matrix: zero for input channels that are not `alive`, the others re-solved (if that is wanted).
+        """The full weight matrix: zero for input channels that are not `alive`, the others re-solved (if that is
+        wanted).
 
         `channels` are those (within a group) that `gram` and `moment` have columns for.
         """
@@ -327,45 +340,3 @@ class GreedyWalk:
         """Squared output error over the variance of the targets, both over all outputs."""
         sums = equations.sums
         return relative_error(sums.gram, sums.moment, sums.energy, weights, reference.spread.sum())
-
-
-def _order_scores(result: Elimination, size: int) -> Tensor:
-    """The place of every unit in the elimination order; units that stayed come last."""
-    scores = torch.full((size,), float(size), dtype=torch.float64)
-    scores[result.order] = torch.arange(len(result.order), dtype=torch.float64)
-    return scores
-
-
-def columns_of(channels: Tensor, geometry: LayerGeometry) -> Tensor:
-    """Columns of these input channels (within a group) in the full weight matrix, the bias column last."""
-    columns = channels[:, None] * geometry.taps + torch.arange(geometry.taps)
-    return torch.cat([columns.reshape(-1), torch.tensor([geometry.columns])])
-
-
-def unit_of_channel(slot: Slot, channels: int) -> Tensor:
-    """int64[channels]: unit of each channel on this side, -1 for channels of other groups."""
-    units = torch.full((channels,), -1, dtype=torch.int64)
-    index = torch.from_numpy(slot.index)
-    units[index.reshape(-1)] = torch.arange(len(index)).repeat_interleave(index.shape[1])
-    return units
-
-
-def slot_out(slot: Slot) -> tuple[str, np.ndarray]:
-    """Layer and written channels of a producer."""
-    return slot.layer, slot.index
-
-
-def near_consumers(group: ChannelGroup, layers: Mapping[str, Layer]) -> list[Slot]:
-    """The consumers that a group is scored on, in execution order: the first and a bounded number of those further down."""
-    order = {name: number for number, name in enumerate(layers)}
-    return sorted(group.consumers, key=lambda slot: order[slot.layer])[: 1 + MAX_FAR_CONSUMERS]
-
-
-def first_consumers(groups: tuple[ChannelGroup, ...], layers: Mapping[str, Layer]) -> dict[str, list[ChannelGroup]]:
-    """Layer name -> groups that it is the first to read."""
-    first: dict[str, list[ChannelGroup]] = {}
-    for group in groups:
-        slots = near_consumers(group, layers)
-        if slots:
-            first.setdefault(slots[0].layer, []).append(group)
-    return first

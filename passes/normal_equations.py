@@ -1,7 +1,9 @@
 """Streaming normal equations of a layer: X^T X and X^T Y over sampled output positions.
 
-A layer is linear in its weights: at every output position its output is `row @ matrix`, where `row` holds the input values under the kernel and a one
-(for the bias). All layer kinds share one batched form, `groups` independent systems of `k = in_channels / groups * taps` columns and the bias column:
+A layer is linear in its weights: at every output position its output is `row @ matrix`, where `row` holds the input
+values under the kernel and a one
+(for the bias). All layer kinds share one batched form, `groups` independent systems of `k = in_channels / groups *
+taps` columns and the bias column:
 
 ====================  =========================  =========================
 layer                 row matrix X               weight matrix W
@@ -12,9 +14,11 @@ conv2d_transpose      [groups, rows, k + 1]      [groups, k + 1, O/groups]
 dense                 [1, rows, K + 1]           [1, K + 1, M]
 ====================  =========================  =========================
 
-Column `c * taps + t` is input channel c (within the group) under kernel tap t = r * kw + s; the last column is the bias.
+Column `c * taps + t` is input channel c (within the group) under kernel tap t = r * kw + s; the last column is the
+bias.
 
-Source: method.md of the project, "What mattered" 2 to 4; Frantar and Alistarh, "Optimal Brain Compression", 2022 (layer-wise least squares).
+Source: method.md of the project, "What mattered" 2 to 4; Frantar and Alistarh, "Optimal Brain Compression", 2022
+(layer-wise least squares).
 """
 
 from __future__ import annotations
@@ -147,7 +151,9 @@ class LayerGeometry:
         return weight.contiguous(), bias
 
     def sample_positions(self, per_sample: int, seed: int, name: str, batch: int) -> Tensor:
-        """Sorted int64[min(per_sample, positions)] output positions, the same for the same seed, layer name and batch number."""
+        """Sorted int64[min(per_sample, positions)] output positions, the same for the same seed, layer name and batch
+        number.
+        """
         if per_sample >= self.positions:
             return torch.arange(self.positions)
         rng = np.random.default_rng([seed, zlib.crc32(name.encode()), batch])
@@ -234,7 +240,7 @@ class NormalEquations:
 
 
 def _add_symmetric_product(gram: Tensor, x: Tensor, block: int = 1152) -> None:
-    """`gram += x^T x`, block by block: half of the products are the others transposed, and no second matrix of gram's size is made."""
+    """`gram += x^T x` in blocks: half of the products are others transposed, no second matrix of that size is made."""
     columns = x.shape[2]
     for start in range(0, columns, block):
         left = x[:, :, start : start + block].transpose(1, 2)

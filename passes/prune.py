@@ -1,24 +1,26 @@
-"""Remove channels greedily on calibration data, re-solving every consumer so that its output matches the dense network's.
+"""Remove channels greedily on calibration data; every consumer is re-solved to give the dense network's output.
 
 Group by group from input to output, on the already sparsified prefix:
 
-1. the consumer's normal equations are summed over the compressed prefix's values, against the dense network's pre-activation outputs;
-2. the mask of every group that is first read here is chosen (a residual stream: once, at its first consumer, with the costs of all its
-   consumers, each over the variance of its target; consumers further down are evaluated on the dense network's values);
-3. weights and bias of the consumer are re-solved by least squares (the bias column is undamped, so the mean error is zero as well);
+1. the consumer's normal equations are summed over the compressed prefix's values, against the dense network's
+   pre-activation outputs (of the whole sum, where the layer closes a residual block);
+2. the mask of every group that is first read here is chosen. A residual stream's mask is chosen once, at its first
+   consumer, with the costs of all its consumers, each over the variance of its target; consumers further down are
+   evaluated on the dense network's values;
+3. weights and bias of the consumer are re-solved by least squares (the bias is undamped, so the mean error is zero);
 4. depthwise layers are re-solved channel by channel; their group is scored at the projection behind them.
 
-Source: Zhang, Colbert, Das, "Learning Low-Precision Structured Subnetworks Using Joint Layerwise Channel Pruning and Uniform Quantization", Applied
-Sciences 2022, 12(15), 7829 (greedy order, `score="mean_activation"`). Coupled groups, the output-error score and the re-solve are this product's.
+Source: Zhang, Colbert, Das, "Learning Low-Precision Structured Subnetworks Using Joint Layerwise Channel Pruning and
+Uniform Quantization", Applied Sciences 2022, 12(15), 7829 (greedy order, `score="mean_activation"`). Coupled groups,
+the output-error score and the re-solve are this product's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import tvm
 
 from lpsn_tvm.calibration import CalibrationSet
@@ -29,76 +31,19 @@ from lpsn_tvm.interpreter import TorchInterpreter
 from lpsn_tvm.passes.allocate import MEASURE_SAMPLES, allocate, output_error
 from lpsn_tvm.passes.channel_groups import ChannelGroup, find_channel_groups
 from lpsn_tvm.passes.dense_reference import LayerReference, ReferenceOptions, batch_size, read_dense_network
-from lpsn_tvm.passes.greedy_walk import Demand, GreedyWalk, near_consumers
-from lpsn_tvm.passes.remove_channels import remove_channels
+from lpsn_tvm.passes.greedy_walk import Demand, GreedyWalk
+from lpsn_tvm.passes.group_columns import near_consumers
+from lpsn_tvm.passes.prune_result import GroupRecord, PruneResult, whole_records
 from lpsn_tvm.passes.removal_counts import check_names, fraction_of, is_ignored, kept_rounded_up, kept_units
+from lpsn_tvm.passes.remove_channels import remove_channels
 from lpsn_tvm.passes.scores import SCORES
 
 Progress = Callable[[str, int, int], None]
 FLOAT_TOLERANCE = 1e-3
-"""`sparsity="auto"` without a bit width: output error that removing one group may add, relative to the variance of the consumers' outputs."""
+"""`sparsity="auto"` without a bit width: output error that removing one group may add, relative to the variance of
+the consumers' outputs.
+"""
 MAX_SAMPLES = 512
-
-
-@dataclass(frozen=True)
-class GroupRecord:
-    """What happened to one channel group.
-
-    Parameters
-    ----------
-    name : str
-        The group's (first producer's) name.
-    layers : tuple of str
-        All layers whose output channels it is.
-    before, after : int
-        Channels of the first producer.
-    predicted_error : float
-        Output error that removal adds at the consumers, over the variance of their outputs, as elimination predicts it; 0 for other scores.
-    measured_error : float
-        Output error at the first consumer after the re-solve, everything removed before included.
-    reason : str
-        Why the group was left whole; empty if it was not.
-    scores : float64[size] or None
-        Importance of every unit, the smallest goes first.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    before: int
-    after: int
-    predicted_error: float = 0.0
-    measured_error: float = 0.0
-    reason: str = ""
-    scores: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class PruneResult:
-    """Result of `prune`.
-
-    Parameters
-    ----------
-    mod : IRModule
-        Canonical, channels removed, weights re-solved.
-    layers : tuple of GroupRecord
-        Every group, in execution order; left-whole ones last.
-    masks : dict of group name to bool[size]
-        True is kept.
-    frozen : dict of group name to str
-        Groups that were left whole, and why.
-    layer_errors : dict of layer name to float
-        Pre-activation output error of every re-solved layer, over the variance of the dense network's output.
-    samples : int
-        Calibration samples that were used.
-    """
-
-    mod: tvm.IRModule
-    layers: tuple[GroupRecord, ...]
-    masks: dict[str, np.ndarray]
-    frozen: dict[str, str]
-    layer_errors: dict[str, float]
-    samples: int
-    notes: tuple[str, ...] = field(default=())
 
 
 def prune(
@@ -126,11 +71,14 @@ def prune(
     calibration : CalibrationSet
         Unlabelled samples; as many are used as fit the memory budget.
     sparsity : float, mapping of layer name (or shell pattern) to float, "auto" or None
-        Fraction of channels to remove per layer. "auto": as long as the output error that removing a group adds stays below the error that `bits` add
+        Fraction of channels to remove per layer. "auto": as long as the output error that removing a group adds stays
+        below the error that `bits` add
         to its consumers anyway (without bits: below `FLOAT_TOLERANCE`). None removes nothing.
     align : int
-        Kept channels are rounded to the nearest multiple ("auto": up), in layers of at least twice as many channels; 1: `int(sparsity * C)` are removed.
+        Kept channels are rounded to the nearest multiple ("auto": up), in layers of at least twice as many channels;
+        1: `int(sparsity * C)` are removed.
     score : {"output_error", "mean_activation", "zero_fraction", "random"}
+        How channels are ranked; "mean_activation" is the paper's importance.
     order : {"greedy", "one_shot"}
         One-shot scores every group on the dense network.
     allocation : {"uniform", "nonuniform"}
@@ -146,6 +94,7 @@ def prune(
     resolve : bool
         Re-solve consumers by least squares; False is for comparison.
     progress : callable (stage, done, total), optional
+        Called often; an exception from it (KeyboardInterrupt too) leaves everything as it was.
 
     Raises
     ------
@@ -164,7 +113,7 @@ def prune(
     groups = tuple(group for group in found.groups if group.name not in reasons)
     whole = [*((name, why) for name, why in found.frozen.items()), *reasons.items()]
     if sparsity is None or not groups:
-        return PruneResult(mod, tuple(_whole_records(whole, layers)), {}, dict(whole), {}, 0)
+        return PruneResult(mod, tuple(whole_records(whole, layers)), {}, dict(whole), {}, 0)
     job = _Job(mod, layers, groups, calibration, score, order, seed, memory_budget, progress or _silent)
     demands = job.demands(sparsity, align, allocation, bits)
     return job.run(demands, whole, resolve)
@@ -230,7 +179,9 @@ class _Job:
         return {name: Demand(count) for name, count in kept.items()}
 
     def _nonuniform(self, uniform: Mapping[str, int], align: int) -> dict[str, int]:
-        """Counts at the MACs of `uniform` that cost the least output error; every group is tried alone on the dense network."""
+        """Counts at the MACs of `uniform` that cost the least output error; every group is tried alone on the dense
+        network.
+        """
         feeds = list(self.data.take(MEASURE_SAMPLES, self.seed).batches(self.batch))
         targets = [self.interpreter.run(feed) for feed in feeds]
         trial = GreedyWalk(self.interpreter, None, self.layers, self.references, self.groups, {}, self.score, self.seed)
@@ -280,7 +231,7 @@ class _Job:
         }
         removed = remove_channels(self.mod, {name: mask for name, mask in masks.items() if not mask.all()}, params)
         records = [self._record(group, walk) for group in self.groups if group.name in walk.decisions]
-        records += _whole_records(whole, self.layers)
+        records += whole_records(whole, self.layers)
         return PruneResult(removed, tuple(records), masks, dict(whole), dict(walk.errors), self.samples)
 
     def _record(self, group: ChannelGroup, walk: GreedyWalk) -> GroupRecord:
@@ -331,12 +282,3 @@ def _left_whole(groups: Sequence[ChannelGroup], layers: Mapping[str, Layer], ign
         elif not any(slot.layer in layers for slot in group.consumers):
             reasons[group.name] = "no layer with weights reads these channels, so nothing could make up for them"
     return reasons
-
-
-def _whole_records(whole: Sequence[tuple[str, str]], layers: Mapping[str, Layer]) -> list[GroupRecord]:
-    records = []
-    for name, reason in whole:
-        layer = layers.get(name.split("#")[0])
-        channels = layer.out_channels if layer is not None else 0
-        records.append(GroupRecord(name, (name,), channels, channels, reason=reason))
-    return records

@@ -1,9 +1,11 @@
-"""The paper's claim on a user's own model: how much the ranking of a layer's channels depends on how sparse the layers before it are.
+"""The paper's claim on a user's own model: how much the ranking of a layer's channels depends on how sparse the
+layers before it are.
 
-For every group the importances on the dense network (one-shot) are compared with those on the already pruned prefix (greedy): Kendall's tau of the scores and the
-Levenshtein distance of the two orders, at several sparsities.
+For every group the importances on the dense network (one-shot) are compared with those on the already pruned prefix
+(greedy): Kendall's tau of the scores and the Levenshtein distance of the two orders, at several sparsities.
 
-Source: Zhang, Colbert, Das, "Learning Low-Precision Structured Subnetworks Using Joint Layerwise Channel Pruning and Uniform Quantization",
+Source: Zhang, Colbert, Das, "Learning Low-Precision Structured Subnetworks Using Joint Layerwise Channel Pruning and
+Uniform Quantization",
 Applied Sciences 2022, 12(15), 7829 (the comparison of rankings at sparsities 0.25, 0.5 and 0.75).
 """
 
@@ -78,7 +80,9 @@ def compare_rankings(
     mod : IRModule
         Canonical; not changed.
     calibration : CalibrationSet
+        Unlabelled samples.
     sparsities : sequence of float
+        Fractions of channels, one comparison each.
     score : str
         "mean_activation" is the paper's; also "zero_fraction".
     resolve : bool

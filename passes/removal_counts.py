@@ -1,4 +1,6 @@
-"""How many units of each group are to go: fractions per layer, patterns, what is never touched, and rounding to the hardware's tile."""
+"""How many units of each group are to go: fractions per layer, patterns, what is never touched, and rounding to the
+hardware's tile.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def fraction_of(group: ChannelGroup, sparsity: float | Mapping[str, float]) -> f
 
 
 def tile_units(group: ChannelGroup, align: int) -> int:
-    """Units that the number of kept units should be a multiple of; 1 where the layer is too narrow (less than two tiles)."""
+    """Units that the number of kept units should be a multiple of; 1 where the layer is too narrow (less than two
+    tiles).
+    """
     if not group.producers:
         return 1
     size, width = group.producers[0].index.shape
@@ -71,7 +75,9 @@ def tile_units(group: ChannelGroup, align: int) -> int:
 
 
 def kept_units(group: ChannelGroup, fraction: float, align: int) -> int:
-    """Units to keep: `size - int(fraction * size)` as in the paper, rounded to the nearest whole tiles (halves up), at least one tile."""
+    """Units to keep: `size - int(fraction * size)` as in the paper, rounded to the nearest whole tiles (halves up),
+    at least one tile.
+    """
     kept = group.size - int(fraction * group.size + 1e-9)
     tile = tile_units(group, align)
     if tile > 1 and fraction > 0:

@@ -2,8 +2,8 @@
 
     minimise  sum over rows ||x W - y||^2 + damping * mean(diag(X^T X)) * ||W - W_prior||^2      (bias undamped)
 
-The prior is the layer's current weight: where the prefix is exact the solution IS the current weight, and a system with fewer rows than columns
-(a dense layer on few images) changes only what the data speaks about.
+The prior is the layer's current weight: where the prefix is exact the solution IS the current weight, and a system
+with fewer rows than columns (a dense layer on few images) changes only what the data speaks about.
 
 Source: method.md of the project, "What mattered" 3, 4 and 6.
 """
@@ -18,10 +18,11 @@ SCORE_DAMPING = 1e-4
 
 
 def damping_vector(gram: Tensor, damping: float) -> Tensor:
-    """What is added to the diagonal: `damping * mean(diag)` on every weight column, a rounding guard on the bias column.
+    """What is added to the diagonal: `damping * mean(diag)` on weight columns, a rounding guard on the bias column.
 
-    Where rows are scarce the damping grows, by `1 + 100 * (columns / rows)^4`: nothing at ten rows per column, 0.1 of the mean at
-    one row per column, so that a dense layer on few samples is not fitted to their noise. The rows are the last entry of the bias column.
+    Where rows are scarce the damping grows, by `1 + 100 * (columns / rows)^4`: nothing at ten rows per column, 0.1 of
+    the mean at one row per column, so that a dense layer on few samples is not fitted to their noise. The number of
+    rows is the last entry of the bias column.
 
     Parameters
     ----------
@@ -56,6 +57,8 @@ def solve(gram: Tensor, moment: Tensor, prior: Tensor, damping: float = SOLVE_DA
         X^T Y.
     prior : float64[groups, k, outputs]
         Weights that the damping pulls towards.
+    damping : float
+        Relative to the mean of the diagonal.
 
     Returns
     -------
@@ -63,18 +66,20 @@ def solve(gram: Tensor, moment: Tensor, prior: Tensor, damping: float = SOLVE_DA
     """
     ridge = damping_vector(gram, damping)
     damped = gram + torch.diag_embed(ridge)
-    return prior + torch.cholesky_solve(moment - gram @ prior, cholesky(damped))
+    correction: Tensor = torch.cholesky_solve(moment - gram @ prior, cholesky(damped))
+    return prior + correction
 
 
 def cholesky(matrix: Tensor) -> Tensor:
-    """Lower Cholesky factor of a symmetric positive matrix; rounding that makes it indefinite is answered with a little more on the diagonal."""
+    """Lower Cholesky factor of a symmetric positive matrix; if rounding made it indefinite the diagonal is raised."""
     factor, info = torch.linalg.cholesky_ex(matrix)
     jitter = 1e-10
     while bool((info > 0).any()):
         bump = jitter * matrix.diagonal(dim1=-2, dim2=-1).mean(dim=-1, keepdim=True)
         factor, info = torch.linalg.cholesky_ex(matrix + torch.diag_embed(bump.expand(matrix.shape[:-1])))
         jitter *= 100
-    return factor
+    result: Tensor = factor
+    return result
 
 
 def relative_error(gram: Tensor, moment: Tensor, energy: Tensor, weights: Tensor, spread: Tensor) -> float:

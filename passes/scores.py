@@ -4,11 +4,12 @@
     zero_fraction     the same with |x| replaced by x != 0
     random            a seeded permutation
 
-x is the tensor that the removed channels would leave from, after the activation function. The default of the product, exact elimination by output error,
-is in `eliminate.py`: once weights are re-solved the paper's importance is no better than random (benchmarks/results/prune.json).
+x is the tensor that the removed channels would leave from, after the activation function, as its first reader sees it.
+The default of the product, exact elimination by output error, is in `eliminate.py`: once weights are re-solved the
+paper's importance is no better than random (benchmarks/results/prune.json).
 
-Source: Zhang, Colbert, Das, "Learning Low-Precision Structured Subnetworks Using Joint Layerwise Channel Pruning and Uniform Quantization",
-Applied Sciences 2022, 12(15), 7829.
+Source: Zhang, Colbert, Das, "Learning Low-Precision Structured Subnetworks Using Joint Layerwise Channel Pruning and
+Uniform Quantization", Applied Sciences 2022, 12(15), 7829.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def random_scores(count: int, seed: int, name: str) -> Tensor:
 
 
 def unit_scores(channel_scores: Tensor, units: Tensor, count: int) -> Tensor:
-    """Mean score of the channels of each unit; `units` int64[C] is the unit of each channel, -1 for channels of no unit."""
+    """Mean score of each unit's channels; `units` int64[C] is the unit of each channel, -1 for channels of no unit."""
     member = units >= 0
     total = torch.zeros(count, dtype=torch.float64).index_add_(0, units[member], channel_scores[member])
     number = torch.zeros(count, dtype=torch.float64).index_add_(

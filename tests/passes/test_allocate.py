@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from lpsn_tvm.graph import Layer
 from lpsn_tvm.passes.allocate import allocate, total_macs
 from lpsn_tvm.passes.channel_groups import ChannelGroup, Follower, Slot

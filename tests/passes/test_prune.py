@@ -1,16 +1,17 @@
-"""Greedy removal on small networks: residual, depthwise, concatenation, grouped and transposed convolution, flatten to dense."""
+"""Greedy removal on small networks: residual, depthwise, concatenation, grouped and transposed convolution, flatten."""
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
+
 from lpsn_tvm.calibration import CalibrationSet
 from lpsn_tvm.errors import RecipeError
 from lpsn_tvm.graph import find_layers
 from lpsn_tvm.interpreter import TorchInterpreter
 from lpsn_tvm.passes.prune import prune
 from lpsn_tvm.passes.ranking import compare_rankings
-from onnx import TensorProto, helper, numpy_helper
 
 SHAPE = (1, 3, 12, 12)
 

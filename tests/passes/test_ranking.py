@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+
 from lpsn_tvm.passes.ranking import kendall_tau, levenshtein
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from lpsn_tvm.errors import RecipeError
 from lpsn_tvm.passes.channel_groups import ChannelGroup, Slot
 from lpsn_tvm.passes.removal_counts import check_names, fraction_of, kept_rounded_up, kept_units
