@@ -20,7 +20,8 @@ from tvm import relax
 from lpsn_tvm import graph
 from lpsn_tvm.artifact import write_atomically
 from lpsn_tvm.errors import LpsnError, QuantizeError, UnsupportedOpError
-from lpsn_tvm.export_ops import EXPORTERS, GraphWriter
+from lpsn_tvm.export_ops import EXPORTERS
+from lpsn_tvm.export_writer import GraphWriter
 from lpsn_tvm.passes.integer_ops import scale_of
 from lpsn_tvm.passes.lower_layers import integer_weight
 from lpsn_tvm.passes.lower_to_integer import plan_regions
