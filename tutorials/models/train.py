@@ -195,7 +195,7 @@ def main(which: str) -> None:
         export(net, torch.zeros(1, 1, 28, 28), HERE / "fashion_resnet14.onnx", {0: "N"})
     elif which == "mobilenet":
         net = mobilenet()
-        train_classifier(net, epochs=6, peak=0.2)
+        train_classifier(net, epochs=4, peak=0.2)
         export(net, torch.zeros(1, 1, 28, 28), HERE / "fashion_mobilenet.onnx", {0: "N"})
     else:
         net = Espcn()
