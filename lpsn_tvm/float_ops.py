@@ -20,8 +20,9 @@ from lpsn_tvm.quant import Array
 INFINITY = float("inf")
 
 
-def _clip(value: Array, low: float, high: float) -> Array:
-    return np.clip(value, low, high).astype(np.float32)
+def _finish(value: Array, low: float, high: float, program: str) -> Array:
+    clipped = np.clip(value, low, high).astype(np.float32)
+    return float_elementwise(clipped, program=program) if program else clipped
 
 
 def _bias(bias: Array, rank: int) -> Array:
@@ -40,6 +41,7 @@ def float_conv2d(
     groups: int = 1,
     low: float = -INFINITY,
     high: float = INFINITY,
+    program: str = "",
 ) -> Array:
     """Convolution + bias [+ residual], clipped: x float32[N, C, H, W], weight float32[O, C/groups, kh, kw], padding
     top, left, bottom, right.
@@ -60,7 +62,7 @@ def float_conv2d(
             patch = patch.reshape(x.shape[0], groups, group_channels, oh, ow)
             acc += np.einsum("goc,ngcyx->ngoyx", grouped[..., r, s], patch, optimize=True)
     value = acc.reshape(x.shape[0], out_channels, oh, ow) + _bias(bias, 4)
-    return _clip(value if residual is None else value + residual, low, high)
+    return _finish(value if residual is None else value + residual, low, high, program)
 
 
 def float_conv2d_transpose(
@@ -75,6 +77,7 @@ def float_conv2d_transpose(
     groups: int = 1,
     low: float = -INFINITY,
     high: float = INFINITY,
+    program: str = "",
 ) -> Array:
     """Transposed convolution + bias, clipped: weight float32[C, O/groups, kh, kw]."""
     n, channels, height, width = x.shape
@@ -94,7 +97,7 @@ def float_conv2d_transpose(
             ] += np.einsum("gco,ngcyx->ngoyx", grouped[..., r, s], data, optimize=True)
     top, left, bottom, right = padding
     value = acc.reshape(n, groups * group_out, full_h, full_w)[:, :, top : full_h - bottom, left : full_w - right]
-    return _clip(value + _bias(bias, 4), low, high)
+    return _finish(value + _bias(bias, 4), low, high, program)
 
 
 def float_dense(
@@ -105,10 +108,11 @@ def float_dense(
     *,
     low: float = -INFINITY,
     high: float = INFINITY,
+    program: str = "",
 ) -> Array:
     """Dense layer: x float32[N, K], weight float32[K, M], bias float32[M]."""
     value = x.astype(np.float64) @ weight.astype(np.float64) + bias
-    return _clip(value if residual is None else value + residual, low, high)
+    return _finish(value if residual is None else value + residual, low, high, program)
 
 
 # --- elementwise programs ---------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ are not touched):
    `float_conv2d_transpose` or `float_dense`. Of two layers that are added, the later one takes the sum.
 2. elementwise: connected operators whose inner values nobody else reads -> one `lpsn.float_elementwise` with a program.
    An operator joins its reader only if both have the same shape (a gate of one pixel is not computed again for each
-   pixel).
+   pixel). A program that reads nothing but a layer, of which nobody else reads, becomes the layer's `program`.
 3. pooling, global average, concat, resize, pad, slice, depth to space, reshape, transpose, softmax, instance norm ->
    the call of that name.
 """
@@ -32,6 +32,14 @@ INFINITY = float("inf")
 Lookup = Callable[[Any], Any]
 
 
+@dataclass(frozen=True)
+class _FusedLayer:
+    layer: graph.Layer
+    residual: str | None
+    low: float
+    high: float
+
+
 @dataclass
 class _Fusions:
     """What becomes of each variable: `calls` makes its new call, `inner` no longer exist."""
@@ -44,6 +52,7 @@ class _Fusions:
     variables: dict[str, Any]
     calls: dict[str, Callable[[Lookup], Any]] = field(default_factory=dict)
     inner: set[str] = field(default_factory=set)
+    fused_layers: dict[str, _FusedLayer] = field(default_factory=dict)
 
     def is_free(self, name: str) -> bool:
         return name not in self.calls and name not in self.inner
@@ -118,7 +127,8 @@ def _fuse_layer(found: _Fusions, name: str) -> None:
         last = follower
         members.append(follower)
     found.inner.update(members[:-1])
-    found.calls[last] = _layer_call(found, layer, residual, low, high, last)
+    found.fused_layers[last] = _FusedLayer(layer, residual, low, high)
+    found.calls[last] = _layer_call(found, last, "", last)
 
 
 def _residual(found: _Fusions, node: Node, name: str) -> str | None:
@@ -132,10 +142,11 @@ def _residual(found: _Fusions, node: Node, name: str) -> str | None:
     return other
 
 
-def _layer_call(
-    found: _Fusions, layer: graph.Layer, residual: str | None, low: float, high: float, last: str
-) -> Callable[[Lookup], Any]:
-    attrs: dict[str, Any] = {"low": low, "high": high}
+def _layer_call(found: _Fusions, fused: str, program: str, last: str) -> Callable[[Lookup], Any]:
+    """The call of the fused layer `fused`, with an elementwise program behind it, that produces `last`."""
+    layer, residual = found.fused_layers[fused].layer, found.fused_layers[fused].residual
+    bounds = found.fused_layers[fused]
+    attrs: dict[str, Any] = {"low": bounds.low, "high": bounds.high, "program": program}
     if layer.kind != "dense":
         attrs |= {key: layer.attrs[key] for key in ("strides", "padding", "dilation", "groups")}
     if layer.kind == "conv2d_transpose":
@@ -179,6 +190,12 @@ def _fuse_program(found: _Fusions, root: str, names: list[str]) -> None:
         program.add(found.nodes[name], lambda var: _resolved(found, var))
     text = program.program()
     found.inner.update(names[:-1])
+    source = program.keys[0] if len(program.keys) == 1 else ""
+    if source in found.fused_layers and set(found.users[source]) <= set(names):
+        found.inner.add(source)
+        del found.calls[source]
+        found.calls[root] = _layer_call(found, source, text, root)
+        return
 
     def call(lookup: Lookup) -> Any:
         return float_call(

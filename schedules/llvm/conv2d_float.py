@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from lpsn_tvm import float_ops
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.llvm.elementwise import evaluate
 from lpsn_tvm.schedules.llvm.float_groups import ChannelReads, channel_reads, pack_channels, pack_weight
 from lpsn_tvm.schedules.llvm.float_tiles import Tile, choose_tile
 from lpsn_tvm.schedules.llvm.isa import Isa
@@ -42,6 +44,8 @@ class ConvShape:
         Top and left.
     reads : ChannelReads
     low, high : float
+    program : str
+        Elementwise program behind the clip.
     tile : Tile
     """
 
@@ -55,6 +59,7 @@ class ConvShape:
     reads: ChannelReads
     low: float
     high: float
+    program: str
     tile: Tile
 
 
@@ -98,6 +103,7 @@ def conv_shape(inputs: tuple[TensorSpec, ...], weight: Array, attrs: Mapping[str
         reads,
         float(attrs["low"]),
         float(attrs["high"]),
+        str(attrs.get("program", "")),
         tile,
     )
 
@@ -173,20 +179,22 @@ def _define(shape: ConvShape) -> Any:
         value = acc[n, o, y, x, lane] + bias[o, lane]
         if residual is not None:
             value = value + residual[n, o, y, x, lane]
-        return clipped(value, shape.low, shape.high)
+        return finished(value, shape)
 
     out = te.compute(shape.out.memory_shape, finish, name="out")
     arguments = [data, residual, weight, bias, table, out]
     return prim_func([a for a in arguments if a is not None])
 
 
-def clipped(value: Any, low: float, high: float) -> Any:
-    """`value` within [low, high]; infinite bounds cost nothing."""
+def finished(value: Any, shape: Any) -> Any:
+    """`value` within `shape.low` and `shape.high` (infinite bounds cost nothing), then through `shape.program`."""
     from tvm import tirx
 
-    if np.isfinite(low):
-        value = tirx.max(value, tirx.const(low, "float32"))
-    return tirx.min(value, tirx.const(high, "float32")) if np.isfinite(high) else value
+    if np.isfinite(shape.low):
+        value = tirx.max(value, tirx.const(shape.low, "float32"))
+    if np.isfinite(shape.high):
+        value = tirx.min(value, tirx.const(shape.high, "float32"))
+    return evaluate(float_ops.decode_program(shape.program), [value]) if shape.program else value
 
 
 def _chunk_rows(shape: ConvShape) -> int:
@@ -220,7 +228,8 @@ def _schedule(func: Any, shape: ConvShape) -> Any:
         outer = sch.fuse(n, oo, yo)
     sch.parallel(outer)
     sch.vectorize(lane)
-    for loop in (ob, yi, xi):
+    # A program unrolled for every accumulator would compile for seconds.
+    for loop in () if shape.program else (ob, yi, xi):
         sch.unroll(loop)
     sch.compute_at(acc, xo, preserve_unit_loops=True)
     tile_reduction(sch, acc)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.conv2d_float import clipped, tile_reduction
+from lpsn_tvm.schedules.llvm.conv2d_float import finished, tile_reduction
 from lpsn_tvm.schedules.llvm.float_groups import ChannelReads, channel_reads, pack_channels, pack_weight
 from lpsn_tvm.schedules.llvm.float_tiles import Tile, choose_tile
 from lpsn_tvm.schedules.llvm.isa import Isa
@@ -33,6 +33,7 @@ class TransposeShape:
     reads: ChannelReads
     low: float
     high: float
+    program: str
     tile: Tile
 
     @property
@@ -59,7 +60,16 @@ def conv2d_transpose_float(
     tile = choose_tile(1, -(-ow // sw), reads.per_group or 1, reads.span * taps[0] * taps[1], isa, phases=sw)
     out = TensorSpec((n, out_channels, oh, ow), "float32", LANES)
     shape = TransposeShape(
-        data, out, (sh, sw), taps, (top, left), reads, float(attrs["low"]), float(attrs["high"]), tile
+        data,
+        out,
+        (sh, sw),
+        taps,
+        (top, left),
+        reads,
+        float(attrs["low"]),
+        float(attrs["high"]),
+        str(attrs.get("program", "")),
+        tile,
     )
     packed = [_phases(kernel, shape, groups), pack_channels(constants["bias"], out_channels)]
     if reads.per_group is None:
@@ -141,7 +151,7 @@ def _define(shape: TransposeShape) -> Any:
     acc = te.compute((n, blocks, shape.out.shape[2], columns * sw, LANES), product, name="acc")
     out = te.compute(
         shape.out.memory_shape,
-        lambda b, o, y, x, lane: clipped(acc[b, o, y, x, lane] + bias[o, lane], shape.low, shape.high),
+        lambda b, o, y, x, lane: finished(acc[b, o, y, x, lane] + bias[o, lane], shape),
         name="out",
     )
     return prim_func([a for a in (data, weight, bias, table, out) if a is not None])
@@ -159,7 +169,7 @@ def _schedule(func: Any, shape: TransposeShape) -> Any:
     sch.reorder(n, oo, y, xo, ob, xi, lane)
     sch.parallel(sch.fuse(n, oo, y))
     sch.vectorize(lane)
-    for loop in (ob, xi):
+    for loop in () if shape.program else (ob, xi):
         sch.unroll(loop)
     sch.compute_at(acc, xo, preserve_unit_loops=True)
     tile_reduction(sch, acc)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.conv2d_float import clipped
+from lpsn_tvm.schedules.llvm.conv2d_float import finished
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.views import LANES, PARALLEL_ELEMENTS, placeholder, prim_func
 
@@ -25,6 +25,7 @@ class DenseShape:
     has_residual: bool
     low: float
     high: float
+    program: str
     rows: int
     blocks: int
 
@@ -48,7 +49,14 @@ def dense_float(
     rows = max(r for r in range(1, min(batch, fitting) + 1) if batch % r == 0)
     out = TensorSpec((batch, width), "float32")
     shape = DenseShape(
-        inputs[0].with_block(0), out, len(inputs) > 1, float(attrs["low"]), float(attrs["high"]), rows, blocks
+        inputs[0].with_block(0),
+        out,
+        len(inputs) > 1,
+        float(attrs["low"]),
+        float(attrs["high"]),
+        str(attrs.get("program", "")),
+        rows,
+        blocks,
     )
     padded = np.zeros((depth, shape.tiles * blocks * LANES), np.float32)
     padded[:, :width] = weight
@@ -77,7 +85,7 @@ def build(shape: DenseShape) -> Any:
 
     def finish(n: Any, m: Any) -> Any:
         value = acc[m // step, n, m % step // LANES, m % LANES] + bias[m]
-        return clipped(value if residual is None else value + residual[n, m], shape.low, shape.high)
+        return finished(value if residual is None else value + residual[n, m], shape)
 
     out = te.compute((batch, width), finish, name="out")
     return _schedule(prim_func([a for a in (data, residual, weight, bias, out) if a is not None]), shape)

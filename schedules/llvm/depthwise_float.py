@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.conv2d_float import clipped
+from lpsn_tvm.schedules.llvm.conv2d_float import finished
 from lpsn_tvm.schedules.llvm.float_groups import pack_channels
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.views import LANES, View, compute, has_block, placeholder, prim_func
@@ -33,6 +33,7 @@ class DepthwiseShape:
     padding: tuple[int, int]
     low: float
     high: float
+    program: str
     columns: int
 
 
@@ -59,6 +60,7 @@ def depthwise_float(
         (top, left),
         float(attrs["low"]),
         float(attrs["high"]),
+        str(attrs.get("program", "")),
         _columns(ow, isa),
     )
     blocks = shape.out.blocks
@@ -124,7 +126,7 @@ def _define(shape: DepthwiseShape) -> Any:
 
     def finish(b: Any, o: Any, y: Any, x: Any, i: Any) -> Any:
         value = acc[b, o, y, x, i] + bias[o, i]
-        return clipped(value if residual is None else value + residual[b, o, y, x, i], shape.low, shape.high)
+        return finished(value if residual is None else value + residual[b, o, y, x, i], shape)
 
     out = te.compute(shape.out.memory_shape, finish, name="out")
     return prim_func([a for a in (data, residual, weight, bias, out) if a is not None])
@@ -140,7 +142,8 @@ def _schedule(func: Any, shape: DepthwiseShape) -> Any:
     outer = sch.fuse(n, o, y)
     sch.parallel(outer)
     sch.vectorize(lane)
-    sch.unroll(xi)
+    if not shape.program:
+        sch.unroll(xi)
     sch.compute_at(acc, xo, preserve_unit_loops=True)
     *_, x_, lane, r, s = sch.get_loops(acc)
     sch.reorder(r, s, x_, lane)

@@ -139,16 +139,29 @@ def float_elementwise(inputs: Inputs, constants: Constants, attrs: Attrs, isa: I
 
 
 def evaluate(program: float_ops.Program, values: list[Any]) -> Any:
-    """The TE expression of an elementwise program over scalar operand expressions."""
+    """The TE expression of an elementwise program over scalar operand expressions.
+
+    Every intermediate value gets a name: as a tree, functions that use their operand often would grow exponentially.
+    """
     from tvm import tirx
 
-    values = list(values)
+    names: list[tuple[Any, Any]] = []
+    known: list[Any] = []
+
+    def bind(value: Any) -> None:
+        known.append(tirx.Var(f"v{len(known)}", "float32"))
+        names.append((known[-1], value))
+
+    for value in values:
+        bind(value)
     for name, *operands in program:
         if name not in _EXPRESSIONS:
             raise CompileError(f"unknown elementwise operation; known: {', '.join(sorted(_EXPRESSIONS))}", where=name)
-        given = [values[o] if isinstance(o, int) else tirx.const(o, "float32") for o in operands]
-        values.append(_EXPRESSIONS[name](*given))
-    return values[-1]
+        bind(_EXPRESSIONS[name](*[known[o] if isinstance(o, int) else tirx.const(o, "float32") for o in operands]))
+    result = known[-1]
+    for var, value in reversed(names):
+        result = tirx.Let(var, value, result)
+    return result
 
 
 def _number(value: float) -> Any:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lpsn_tvm import float_ops
 from lpsn_tvm.schedules.kernel import TensorSpec
 from lpsn_tvm.schedules.llvm.conv2d_float import conv2d_float
 from lpsn_tvm.schedules.llvm.conv2d_transpose_float import conv2d_transpose_float
@@ -93,6 +94,24 @@ def test_convolution_equals_reference(case):
 @pytest.mark.parametrize("name", ["3x3", "image", "groups of 10", "depthwise", "prime width"])
 def test_convolution_on_other_cpus(name, cpu):
     convolution(**CASES[name], cpu=cpu)
+
+
+SILU = float_ops.encode_program([["sigmoid", 0], ["multiply", 0, 1], ["tanh", 2]])
+
+
+@pytest.mark.parametrize("cpu", ["avx512", "generic"])
+def test_program_behind_a_layer(cpu):
+    layer = {"strides": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1), "low": -INF, "high": 5.0, "program": SILU}
+    x, bias = normal(1, 20, 9, 14), normal(20, seed=2)
+    for groups, builder in ((1, conv2d_float), (20, depthwise_float)):
+        constants = {"weight": normal(20, 20 // groups, 3, 3, seed=1), "bias": bias}
+        assert_close(builder, "lpsn.float_conv2d", [x], {**layer, "groups": groups}, constants, cpu)
+    constants = {"weight": normal(20, 20, 3, 3, seed=1), "bias": bias}
+    attrs = {**layer, "strides": (2, 2), "output_padding": (0, 1), "groups": 1}
+    assert_close(conv2d_transpose_float, "lpsn.float_conv2d_transpose", [x], attrs, constants, cpu)
+    constants = {"weight": normal(17, 20, seed=1), "bias": bias}
+    attrs = {"low": -INF, "high": INF, "program": SILU}
+    assert_close(dense_float, "lpsn.float_dense", [normal(3, 17)], attrs, constants, cpu)
 
 
 def test_large_input_is_padded_chunk_by_chunk(monkeypatch):
