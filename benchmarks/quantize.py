@@ -1,8 +1,10 @@
-"""Accuracy of closed-form quantization, no training: Fashion-MNIST classifiers and super-resolution, simulated exactly as the integer network rounds.
+"""Accuracy of closed-form quantization, no training: Fashion-MNIST classifiers and super-resolution, simulated
+exactly as the integer network rounds.
 
     python -m benchmarks.quantize [resnet14 mobilenet espcn] [--bits 8,8 4,8 4,4 ...]
 
-512 unlabelled training images calibrate; the 10,000 test images (chelsea and flower) judge. Needs the data that tutorials/models/train.py needs.
+512 unlabelled training images calibrate; the 10,000 test images (chelsea and flower) judge. Needs the data that
+tutorials/models/train.py needs.
 """
 
 from __future__ import annotations
@@ -86,8 +88,16 @@ def classifier(file: str, choices: list[tuple[int, int]], seeds: int, **options:
             plan, spent = timed_plan(mod, calibration, bits, seed=seed, **options)
             found.append(accuracy(plan))
             seconds.append(spent)
-        rows[f"W{bits[0]}A{bits[1]}"] = {"accuracy": found, "drop": rows["float"] - float(np.mean(found)), "seconds": min(seconds)}
-        print(f"  W{bits[0]}A{bits[1]}: {np.mean(found):.4f} ({100 * (np.mean(found) - rows['float']):+.2f} points), {min(seconds):.1f} s", flush=True)
+        rows[f"W{bits[0]}A{bits[1]}"] = {
+            "accuracy": found,
+            "drop": rows["float"] - float(np.mean(found)),
+            "seconds": min(seconds),
+        }
+        print(
+            f"  W{bits[0]}A{bits[1]}: {np.mean(found):.4f} ({100 * (np.mean(found) - rows['float']):+.2f} points), "
+            f"{min(seconds):.1f} s",
+            flush=True,
+        )
     return rows
 
 
@@ -118,7 +128,9 @@ def super_resolution(file: str, choices: list[tuple[int, int]], **options: Any) 
         plan, seconds = timed_plan(mod, calibration, bits, **options)
         found = quality(plan)
         rows[f"W{bits[0]}A{bits[1]}"] = {"psnr": found, "seconds": seconds}
-        change = ", ".join(f"{name} {value:.2f} dB ({value - rows['float'][name]:+.3f})" for name, value in found.items())
+        change = ", ".join(
+            f"{name} {value:.2f} dB ({value - rows['float'][name]:+.3f})" for name, value in found.items()
+        )
         print(f"  W{bits[0]}A{bits[1]}: {change}, {seconds:.1f} s", flush=True)
     return rows
 
@@ -133,7 +145,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     choices = [(int(item.split(",")[0]), int(item.split(",")[1])) for item in arguments.bits]
-    options = {key: int(value) if value.isdigit() else value for key, value in (item.split("=") for item in arguments.option)}
+    options = {
+        key: int(value) if value.isdigit() else value for key, value in (item.split("=") for item in arguments.option)
+    }
     results: dict[str, Any] = {}
     for model in arguments.models:
         if model == "espcn":

@@ -1,7 +1,9 @@
 """Simulate a quantization plan in float: the same rounding points as the integer network, on the torch interpreter.
 
-Before: a canonical float network. After: the numbers that the integer network computes, up to float rounding and the int32 rounding of biases: every
-variable of `Regions.quantized` is rounded to its grid where it is produced, every layer of the plan has the weights that its integers stand for.
+Before: a canonical float network. After: the numbers that the integer network computes, up to float rounding and
+the int32 rounding of biases: every
+variable of `Regions.quantized` is rounded to its grid where it is produced, every layer of the plan has the weights
+that its integers stand for.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ def per_output(scale: Any, values_shape: tuple[int, ...], kind: str, groups: int
         return scales.reshape(1, -1)
     if kind == "conv2d":
         return scales.reshape(-1, *[1] * (len(values_shape) - 1))
-    # Transposed weights are [in channels, out channels of one group, kh, kw]: each group of rows has its own output channels.
+    # Transposed weights are [in channels, out channels of one group, kh, kw]: each group of rows has its own output
+    # channels.
     rows = values_shape[0] // groups
     return scales.reshape(groups, 1, -1).expand(groups, rows, -1).reshape(values_shape[0], -1, 1, 1)
 
@@ -87,6 +90,7 @@ def evaluate_plan(
     interpreter : TorchInterpreter
         Of the float module that the plan was made for; its parameters are put back at the end.
     plan : QuantPlan
+        Activation parameters and integer weights.
     regions : Regions
         The regions that the plan was made with.
     batches : iterable of dict of str to float32 ndarray

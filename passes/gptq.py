@@ -1,10 +1,15 @@
-"""Rounding with error feedback (GPTQ): each weight is rounded so that it makes up for the errors of those rounded before it.
+"""Rounding with error feedback (GPTQ): each weight is rounded so that it makes up for the errors of those rounded
+before it.
 
-Minimises tr((W - Q)^T H (W - Q)) greedily. With H = R D R^T, R unit upper triangular in the chosen order, the loss is the sum over k of
-D_k |e_k + sum_{j<k} R_jk e_j|^2, so weight k is rounded after adding sum_{j<k} R_jk e_j, where e_j = w_j - q_j. This needs one Cholesky
-factorisation and no inverse; blocks of columns make the feedback a matrix product. All output channels are rounded at once.
+Minimises tr((W - Q)^T H (W - Q)) greedily. With H = R D R^T, R unit upper triangular in the chosen order, the loss
+is the sum over k of
+D_k |e_k + sum_{j<k} R_jk e_j|^2, so weight k is rounded after adding sum_{j<k} R_jk e_j, where e_j = w_j - q_j.
+This needs one Cholesky
+factorisation and no inverse; blocks of columns make the feedback a matrix product. All output channels are rounded
+at once.
 
-Source: Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ", 2022; Chee, Cai, Kuleshov, De Sa, "QuIP", 2023 (the factorised form and its equivalence).
+Source: Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ", 2022; Chee, Cai, Kuleshov, De Sa, "QuIP", 2023 (the factorised
+form and its equivalence).
 """
 
 from __future__ import annotations
@@ -17,11 +22,18 @@ from lpsn_tvm.passes.weight_quantizers import integer_limits, round_nearest
 DAMPING = 1e-2
 BLOCK = 96
 REFINE_LIMIT = 640
-"""Up to this many columns the rounding is improved weight by weight afterwards; the gain does not pay for the time above."""
+"""Up to this many columns rounding is improved weight by weight afterwards; above, it takes too long."""
 
 
 def gptq_round(
-    matrix: Tensor, gram: Tensor, scale: Tensor, bits: int, *, damping: float = DAMPING, block: int = BLOCK, sweeps: int = 2
+    matrix: Tensor,
+    gram: Tensor,
+    scale: Tensor,
+    bits: int,
+    *,
+    damping: float = DAMPING,
+    block: int = BLOCK,
+    sweeps: int = 2,
 ) -> Tensor:
     """Integers Q[groups, k, outputs] (float32 holding integers) of small output error.
 
@@ -32,16 +44,20 @@ def gptq_round(
     gram : float64[groups, k, k]
         Centred X^T X of the layer's inputs.
     scale : float32[groups, outputs]
+        Step of each output channel.
     bits : int
         2..8.
     damping : float
         Added to the diagonal, as a fraction of its mean.
+    block : int
+        Columns whose feedback is applied one by one; the rest is a matrix product.
     sweeps : int
         Coordinate-descent passes afterwards (for at most `REFINE_LIMIT` columns).
 
     Notes
     -----
-    The result is never worse than nearest rounding on `gram`: an output channel for which it would be takes the nearest integers.
+    The result is never worse than nearest rounding on `gram`: an output channel for which it would be takes the
+    nearest integers.
     """
     matrix = matrix.float()
     diagonal = gram.diagonal(dim1=1, dim2=2)
@@ -65,7 +81,7 @@ def output_error(matrix: Tensor, integers: Tensor, scale: Tensor, gram: Tensor) 
 
 
 def refit_scale(matrix: Tensor, integers: Tensor, scale: Tensor, gram: Tensor) -> Tensor:
-    """The scale of each output channel that is best for integers already chosen: (q^T H w) / (q^T H q), kept within 20 % of the old one."""
+    """Best scales for given integers: (q^T H w) / (q^T H q) per output channel, kept within 25 % of the old ones."""
     product = torch.bmm(gram.float(), integers.float())
     above, below = (product * matrix.float()).sum(dim=1), (product * integers.float()).sum(dim=1)
     fitted = torch.where(below > 0, above / below.clamp(min=1e-30), scale)
@@ -93,12 +109,13 @@ def _unit_factor(gram: Tensor, damping: float) -> Tensor:
             break
         damping *= 10.0
     upper = lower.flip(1, 2)
-    return upper / upper.diagonal(dim1=1, dim2=2)[:, None, :]
+    unit: Tensor = upper / upper.diagonal(dim1=1, dim2=2)[:, None, :]
+    return unit
 
 
 def _feedback_round(matrix: Tensor, factor: Tensor, scale: Tensor, bits: int, block: int) -> Tensor:
     low, high = integer_limits(bits)
-    groups, columns, _ = matrix.shape
+    columns = matrix.shape[1]
     integers = torch.empty_like(matrix)
     error = torch.zeros_like(matrix)
     inverse = 1.0 / scale

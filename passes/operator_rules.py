@@ -1,9 +1,11 @@
-"""How integer arithmetic sees each Relax operator: one class per operator call, decided from operator and operands alone.
+"""How integer arithmetic sees each Relax operator: one class per operator call, decided from operator and operands
+alone.
 
 `regions.py` joins these calls into regions. Classes:
 
 * ``layer``: weighted accumulator (convolution, transposed convolution, matmul with a constant);
-* ``elementwise``: any function of ONE tensor applied element by element, constants per tensor or per channel allowed (a lookup table);
+* ``elementwise``: any function of ONE tensor applied element by element, constants per tensor or per channel
+  allowed (a lookup table);
 * ``add`` / ``multiply``: two tensors, numpy broadcasting;
 * ``same``: moves numbers without changing them, so the scale stays (pooling by maximum, shapes, slices, pads, resizes);
 * ``pool``: averages; ``concat``;
@@ -23,15 +25,18 @@ from lpsn_tvm import graph
 OperatorClass = Literal["layer", "elementwise", "add", "multiply", "same", "pool", "concat", "float"]
 
 ELEMENTWISE_UNARY = frozenset({
-    "relax.nn.relu", "relax.nn.relu6", "relax.nn.leakyrelu", "relax.nn.gelu", "relax.nn.gelu_tanh", "relax.nn.silu", "relax.nn.softplus",
-    "relax.clip", "relax.sigmoid", "relax.tanh", "relax.exp", "relax.abs", "relax.negative", "relax.sqrt", "relax.square", "relax.erf",
+    "relax.nn.relu", "relax.nn.relu6", "relax.nn.leakyrelu", "relax.nn.gelu", "relax.nn.gelu_tanh", "relax.nn.silu",
+    "relax.nn.softplus",
+    "relax.clip", "relax.sigmoid", "relax.tanh", "relax.exp", "relax.abs", "relax.negative", "relax.sqrt",
+    "relax.square", "relax.erf",
     "relax.nn.selu", "relax.sign", "relax.sin", "relax.cos", "relax.atan", "relax.floor", "relax.ceil", "relax.round",
 })  # fmt: skip
 ELEMENTWISE_BINARY = frozenset({
     "relax.add", "relax.subtract", "relax.multiply", "relax.divide", "relax.maximum", "relax.minimum", "relax.power",
 })  # fmt: skip
 SAME_SCALE = frozenset({
-    "relax.nn.max_pool2d", "relax.reshape", "relax.permute_dims", "relax.strided_slice", "relax.squeeze", "relax.expand_dims",
+    "relax.nn.max_pool2d", "relax.reshape", "relax.permute_dims", "relax.strided_slice", "relax.squeeze",
+    "relax.expand_dims",
     "relax.flatten", "relax.nn.batch_flatten", "relax.nn.pixel_shuffle",
 })  # fmt: skip
 
@@ -89,7 +94,9 @@ def _classify(op: str, call: Any, inputs: tuple[str, ...]) -> tuple[OperatorClas
     if op == "relax.nn.pad":
         return _classify_pad(call, attrs)
     if op == "relax.image.resize2d":
-        if str(attrs["method"]) in ("nearest_neighbor", "linear") and "crop" not in str(attrs["coordinate_transformation_mode"]):
+        if str(attrs["method"]) in ("nearest_neighbor", "linear") and "crop" not in str(
+            attrs["coordinate_transformation_mode"]
+        ):
             return "same", "", False
         return "float", f"resize by {attrs['method']} interpolation has no integer form", False
     if op == "relax.nn.avg_pool2d" or (op == "relax.mean" and _is_global_pool(call, attrs)):
@@ -109,7 +116,8 @@ def _classify_binary(op: str, call: Any, inputs: tuple[str, ...]) -> tuple[Opera
         return "elementwise", "", False
     if op in ("relax.add", "relax.multiply"):
         return ("add" if op == "relax.add" else "multiply"), "", False
-    # With both operands computed from one tensor (x * sigmoid(x) written as a division) it is still a table; regions.py decides.
+    # With both operands computed from one tensor (x * sigmoid(x) written as a division) it is still a table;
+    # regions.py decides.
     return "elementwise", "", False
 
 
@@ -125,8 +133,10 @@ def _with_constants(call: Any, constants: list[Any], axis: int | None) -> tuple[
                 return "float", "broadcasting by a constant changes the shape", False
             continue
         aligned = (1,) * (len(shape) - value.ndim) + value.shape
-        is_channel = value.shape == (shape[1],) if axis == 1 and value.ndim == 1 else (
-            len(aligned) == len(shape) > 1 and aligned[1] == shape[1] and int(np.prod(aligned)) == shape[1]
+        is_channel = (
+            value.shape == (shape[1],)
+            if axis == 1 and value.ndim == 1
+            else (len(aligned) == len(shape) > 1 and aligned[1] == shape[1] and int(np.prod(aligned)) == shape[1])
         )
         if not is_channel:
             return "float", f"constant of shape {list(value.shape)} is neither one number nor one per channel", False

@@ -1,31 +1,34 @@
 """Decide every number of the quantized network: activation ranges, integer weights, corrected biases.
 
-Before: a canonical float network, calibration data, bits and the backend's scheme. After: a `QuantPlan`; the graph is not changed.
+Before: a canonical float network, calibration data, bits and the backend's scheme. After: a `QuantPlan`; the graph
+is not changed.
 
 1. Observe: the float network runs over all calibration data once; ranges come from streaming statistics (`observers`).
-2. Walk from input to output on two frontiers, one of the float network, one whose prefix is already quantized. Each layer is re-solved so that it
-   repeats the float layer's output on the quantized inputs, gets its ranges and its rounding, and a bias that makes its mean output right.
+2. Walk from input to output on two frontiers, one of the float network, one whose prefix is already quantized. Each
+   layer is re-solved so that it
+   repeats the float layer's output on the quantized inputs, gets its ranges and its rounding, and a bias that makes
+   its mean output right.
 
-At 8 bits rounding to nearest with the bias correction is within noise of the rest, needs only means, and a few dozen samples; below, all of step 2 is done.
-Network inputs (and what tables, slices and reshapes make of them) keep `input_bits` = 8 bits by default: images are 8-bit data, and their rounding
+At 8 bits rounding to nearest with the bias correction is within noise of the rest, needs only means, and a few
+dozen samples; below, all of step 2 is done.
+Network inputs (and what tables, slices and reshapes make of them) keep `input_bits` = 8 bits by default: images are
+8-bit data, and their rounding
 cannot be corrected by any layer.
 
-Source: Zhang, Colbert, Das, Applied Sciences 2022, 12(15), 7829, Sections 2 and 3 (greedy layer-by-layer order, uniform quantizers); method.md of the
+Source: Zhang, Colbert, Das, Applied Sciences 2022, 12(15), 7829, Sections 2 and 3 (greedy layer-by-layer order,
+uniform quantizers); method.md of the
 project, "What mattered" 6.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lpsn_tvm.errors import CalibrationError, QuantizeError
 from lpsn_tvm.frontier import Frontier
 from lpsn_tvm.graph import Layer, find_layers
 from lpsn_tvm.interpreter import TorchInterpreter
@@ -33,37 +36,27 @@ from lpsn_tvm.passes.fake_quantize import FakeQuantizer, set_quantized_weights
 from lpsn_tvm.passes.normal_equations import LayerGeometry, NormalEquations
 from lpsn_tvm.passes.observers import observe
 from lpsn_tvm.passes.quantize_layer import LayerSums, quantize_layer
+from lpsn_tvm.passes.quantize_options import (
+    DEFAULT_BUDGET,
+    LayerBits,
+    ObserverKind,
+    QuantizeOptions,
+    Rounding,
+    bits_of,
+    check_bits,
+    check_finite,
+    override,
+    to_scheme,
+)
 from lpsn_tvm.passes.regions import Region, Regions, find_regions
 from lpsn_tvm.progress import ProgressCallback, silent
 from lpsn_tvm.quant import QuantizedWeight, QuantParams, QuantPlan, QuantScheme
 
 Batches = Iterable[Mapping[str, Any]]
-ObserverKind = Literal["mse", "minmax", "percentile", "entropy"]
-Rounding = Literal["auto", "gptq", "nearest"]
-LayerBits = Mapping[str, "int | tuple[int, int]"]
 
-DEFAULT_BUDGET = 3 << 27
 BATCH_BYTES = 24 << 20
 MEAN_SAMPLES, MEAN_ROWS = 48, 4096
 SUM_SAMPLES, SUM_ROWS = 512, 24576
-
-
-@dataclass(frozen=True)
-class QuantizeOptions:
-    """What `plan_quantization` was asked for; see there."""
-
-    weight_bits: int
-    activation_bits: int
-    scheme: QuantScheme
-    observer: ObserverKind = "mse"
-    rounding: Rounding = "auto"
-    resolve: bool = True
-    keep: Mapping[str, QuantParams] = field(default_factory=dict)
-    keep_weights: Mapping[str, QuantParams] = field(default_factory=dict)
-    layer_bits: LayerBits = field(default_factory=dict)
-    input_bits: int = 8
-    seed: int = 0
-    memory_budget: int = DEFAULT_BUDGET
 
 
 def plan_quantization(
@@ -93,6 +86,7 @@ def plan_quantization(
     mod : IRModule
         Canonical float module.
     calibration : CalibrationSet, or any re-iterable of dict of str to float32 batches
+        Unlabelled inputs.
     weight_bits, activation_bits : int
         2..8, as far as the scheme allows.
     scheme : QuantScheme
@@ -119,16 +113,19 @@ def plan_quantization(
         Bytes of cached activations; fewer samples are used for step 2 if they do not fit.
     regions : Regions, optional
         Found anew by default.
+    progress : callable (stage, done, total), optional
+        Told after every batch observed and every layer quantized.
 
     Raises
     ------
     QuantizeError
-        Bits that the scheme does not have, weights or activations that are not finite (names the layer), a scheme no layer can be brought to.
-    CalibrationError
-        No calibration data.
+        No calibration data, bits that the scheme does not have, an unknown layer name, weights or activations that
+        are not
+        finite (names the layer), an accumulator that could leave int32.
     """
     options = QuantizeOptions(
-        weight_bits, activation_bits, scheme or QuantScheme(), observer, rounding, resolve, dict(keep or {}), dict(keep_weights or {}),
+        weight_bits, activation_bits, scheme or QuantScheme(), observer, rounding, resolve, dict(keep or {}),
+        dict(keep_weights or {}),
         dict(layer_bits or {}), max(input_bits, activation_bits), seed, memory_budget,
     )  # fmt: skip
     regions = find_regions(mod, ignore) if regions is None else regions
@@ -137,12 +134,19 @@ def plan_quantization(
 
 
 class _Planner:
-    def __init__(self, mod: Any, regions: Regions, calibration: Batches, options: QuantizeOptions, progress: ProgressCallback) -> None:
+    def __init__(
+        self,
+        mod: Any,
+        regions: Regions,
+        calibration: Batches,
+        options: QuantizeOptions,
+        progress: ProgressCallback,
+    ) -> None:
         self.regions, self.calibration, self.options, self.progress = regions, calibration, options, progress
         self.layers = {name: layer for name, layer in find_layers(mod).items() if name in regions.by_layer}
-        self.bits = {name: _bits_of(name, options) for name in self.layers}
-        _check_bits(self.bits, options)
-        _check_finite(self.layers)
+        self.bits = {name: bits_of(name, options) for name in self.layers}
+        check_bits(self.bits, options)
+        check_finite(self.layers)
         self.interpreter = TorchInterpreter(mod)
         self.batch = _batch_size(self.interpreter)
         self.weights: dict[str, QuantizedWeight] = {}
@@ -156,11 +160,12 @@ class _Planner:
 
     # --- activations ---
     def _choose_activations(self) -> None:
-        kept = {name: _to_scheme(params, self.options.scheme) for name, params in self.options.keep.items()}
+        kept = {name: to_scheme(params, self.options.scheme) for name, params in self.options.keep.items()}
         names = [name for name in self.regions.quantized if name not in self.regions.shares]
         wanted = [name for name in names if kept.get(name) is None]
         batches = _Batches(self.calibration, self.batch)
-        seen = observe(self.interpreter, batches, wanted, self.options.observer, self._report_observation) if wanted else {}
+        kind, report = self.options.observer, self._report_observation
+        seen = observe(self.interpreter, batches, wanted, kind, report) if wanted else {}
         bits = self._activation_bits()
         for name in names:
             params = kept.get(name)
@@ -176,7 +181,7 @@ class _Planner:
             bits[self.regions.source(name)] = self.options.input_bits
         asked: dict[str, int] = {}
         for name, layer in self.layers.items():
-            if _override(name, self.options.layer_bits) is not None:
+            if override(name, self.options.layer_bits) is not None:
                 source = self.regions.source(layer.data)
                 asked[source] = max(asked.get(source, 0), self.bits[name][1])
         return {**bits, **asked}
@@ -196,10 +201,12 @@ class _Planner:
             layer = self.layers[region.layer]
             prefix.advance(layer.data)
             dense.advance(layer.name)
-            sums = self._sums(layer, prefix, dense, self._rounding(region) == "gptq")
+            sums = self._sums(region, layer, prefix, dense, self._rounding(region) == "gptq")
             weight = quantize_layer(
-                layer, sums, self.bits[layer.name][0], self.options.scheme, self.activations[self.regions.source(layer.data)],
-                resolve=self.options.resolve, rounding=self._rounding(region), kept=self.options.keep_weights.get(layer.name),
+                layer, sums, self.bits[layer.name][0], self.options.scheme,
+                self.activations[self.regions.source(layer.data)],
+                resolve=self.options.resolve, rounding=self._rounding(region),
+                kept=self.options.keep_weights.get(layer.name),
             )  # fmt: skip
             self.weights[layer.name] = weight
             set_quantized_weights(quantized, {layer.name: weight})
@@ -235,8 +242,11 @@ class _Planner:
                 break
         return picked
 
-    def _sums(self, layer: Layer, prefix: Frontier, dense: Frontier, needs_gram: bool) -> LayerSums:
-        """Sums over sampled output positions of the layer's quantized inputs and float outputs."""
+    def _sums(self, region: Region, layer: Layer, prefix: Frontier, dense: Frontier, needs_gram: bool) -> LayerSums:
+        """Sums over sampled output positions of the layer's quantized inputs and float outputs.
+
+        Where a residual is added, its own quantization error is part of the target: the layer makes up for what it can.
+        """
         geometry = LayerGeometry.of(layer)
         rows = min(SUM_ROWS, max(8192, 4 * geometry.columns)) if needs_gram else MEAN_ROWS
         per_sample = max(1, -(-rows // dense.samples))
@@ -244,7 +254,9 @@ class _Planner:
         equations = NormalEquations(geometry.groups, geometry.columns + 1, outputs) if needs_gram else None
         sum_x = torch.zeros(geometry.groups, geometry.columns + 1, dtype=torch.float64)
         sum_y = torch.zeros(geometry.out_channels, dtype=torch.float64)
-        for number, (x, y) in enumerate(_pairs(prefix.batches(layer.data), dense.batches(layer.name))):
+        for number, (x, y) in enumerate(
+            _pairs(prefix.batches(layer.data), self._targets(region, layer, prefix, dense))
+        ):
             where = geometry.sample_positions(per_sample, self.options.seed, layer.name, number)
             matrix, targets = geometry.rows(x, where), geometry.targets(y, where)
             if equations is not None:
@@ -256,6 +268,15 @@ class _Planner:
             return LayerSums.from_normal_equations(equations.gram, equations.moment)
         count = sum_x[:, -1:]
         return LayerSums(sum_x[:, :-1] / count, sum_y.reshape(geometry.groups, -1) / count)
+
+    def _targets(self, region: Region, layer: Layer, prefix: Frontier, dense: Frontier) -> Iterator[Tensor]:
+        if region.residual is None:
+            yield from dense.batches(layer.name)
+            return
+        prefix.advance(region.residual)
+        sources = dense.batches(layer.name), dense.batches(region.residual), prefix.batches(region.residual)
+        for y, wanted, given in zip(*sources, strict=True):
+            yield y + (wanted - given)
 
 
 def _pairs(first: Iterator[Tensor], second: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -296,46 +317,3 @@ def _input_like(regions: Regions) -> list[str]:
         if region.kind in ("lookup", "same") and region.inputs[0] in names:
             names.append(region.name)
     return [name for name in names if regions.is_quantized(name)]
-
-
-def _override(name: str, layer_bits: LayerBits) -> tuple[int, int] | None:
-    for pattern, bits in layer_bits.items():
-        if name == pattern or fnmatchcase(name, pattern):
-            return (bits, bits) if isinstance(bits, int) else bits
-    return None
-
-
-def _bits_of(name: str, options: QuantizeOptions) -> tuple[int, int]:
-    return _override(name, options.layer_bits) or (options.weight_bits, options.activation_bits)
-
-
-def _check_bits(bits: Mapping[str, tuple[int, int]], options: QuantizeOptions) -> None:
-    default = {"bits": (options.weight_bits, options.activation_bits)}
-    for where, (weight_bits, activation_bits) in {**default, **bits}.items():
-        for what, given, allowed in (
-            ("weights", weight_bits, options.scheme.weight_bits), ("activations", activation_bits, options.scheme.activation_bits),
-        ):  # fmt: skip
-            if given not in allowed:
-                raise QuantizeError(f"{given} bits for {what} are not available; allowed: {', '.join(map(str, allowed))}", where=where)
-    for pattern in options.layer_bits:
-        if not any(name == pattern or fnmatchcase(name, pattern) for name in bits):
-            raise QuantizeError(f"no quantized layer has this name; layers are {', '.join(list(bits)[:20])}", where=pattern)
-
-
-def _check_finite(layers: Mapping[str, Layer]) -> None:
-    for name, layer in layers.items():
-        if not (np.isfinite(layer.weight).all() and np.isfinite(layer.bias).all()):
-            raise QuantizeError("weight or bias has NaN or infinite values", where=name)
-
-
-def _to_scheme(params: QuantParams, scheme: QuantScheme) -> QuantParams | None:
-    """Kept parameters in the backend's container: the same real grid, integers shifted by half the range; None if its scheme cannot hold them."""
-    if params.axis is not None or (scheme.activation_symmetric and params.zero_point != 0) or params.bits not in scheme.activation_bits:
-        return None
-    if scheme.power_of_two and float(np.log2(float(params.scale))) % 1.0 != 0.0:
-        return None
-    if params.signed == scheme.activation_signed:
-        return params
-    half = 2 ** (params.bits - 1)
-    shifted = replace(params, zero_point=params.zero_point + (half if params.signed else -half), signed=scheme.activation_signed)
-    return None if scheme.activation_symmetric and shifted.zero_point != 0 else shifted

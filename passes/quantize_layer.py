@@ -1,9 +1,12 @@
 """Quantize one layer on the inputs that the quantized prefix gives it: re-solve, ranges, rounding, bias correction.
 
-Sums over sampled output positions are all that is needed (`normal_equations`): X^T X with a ones column for the inputs of the quantized prefix, X^T Y for
-the outputs of the float network. With the means taken out ("centred") the bias is free: whatever weights come out, it makes the mean output right.
+Sums over sampled output positions are all that is needed (`normal_equations`): X^T X with a ones column for the
+inputs of the quantized prefix, X^T Y for
+the outputs of the float network. With the means taken out ("centred") the bias is free: whatever weights come out, it
+makes the mean output right.
 
-Source: method.md of the project, "What mattered" 6; Frantar et al., "GPTQ", 2022; Nagel et al., "Data-free quantization", 2019 (bias correction).
+Source: method.md of the project, "What mattered" 6; Frantar et al., "GPTQ", 2022; Nagel et al., "Data-free
+quantization", 2019 (bias correction).
 """
 
 from __future__ import annotations
@@ -93,11 +96,14 @@ def quantize_layer(
         Without `gram` the weights are not re-solved and rounded to nearest.
     bits : int
         Weight bits, 2..8.
+    scheme : QuantScheme
+        Granularity and whether scales are powers of two.
     x : QuantParams
         Of the layer's input.
     resolve : bool
         Whether weights may move before they are rounded.
     rounding : {"gptq", "nearest"}
+        "gptq" needs `sums.gram`.
     kept : QuantParams, optional
         Scales of a model that came quantized: used as they are, with rounding to nearest.
 
@@ -110,7 +116,12 @@ def quantize_layer(
     whole = geometry.weight_matrix(torch.from_numpy(layer.weight), torch.from_numpy(layer.bias))
     matrix = whole[:, :-1]
     if kept is not None:
-        scale = torch.from_numpy(np.array(kept.scale, np.float32)).reshape(-1).expand(layer.out_channels).reshape(geometry.groups, -1)
+        scale = (
+            torch.from_numpy(np.array(kept.scale, np.float32))
+            .reshape(-1)
+            .expand(layer.out_channels)
+            .reshape(geometry.groups, -1)
+        )
         bits = kept.bits
         integers = round_nearest(matrix.float(), scale, bits)
     else:
@@ -150,12 +161,16 @@ def _round(
 
 
 def _smallest_scale(layer: Layer, x: QuantParams, groups: int) -> Tensor:
-    """Scale per output channel below which the bias, in units of input scale * weight scale, would crowd the int32 accumulator.
+    """Scale per output channel below which the bias, in units of input scale * weight scale, would crowd the int32
+    accumulator.
 
-    It matters for channels whose weights are all but zero; their integers then round to zero, which is what they contribute.
+    It matters for channels whose weights are all but zero; their integers then round to zero, which is what they
+    contribute.
     """
     step = float(np.asarray(x.scale)) * 2.0**28
-    return torch.from_numpy(np.abs(layer.bias).astype(np.float64) / step).clamp(min=2.0**-96).float().reshape(groups, -1)
+    return (
+        torch.from_numpy(np.abs(layer.bias).astype(np.float64) / step).clamp(min=2.0**-96).float().reshape(groups, -1)
+    )
 
 
 def check_accumulator(layer: Layer, integers: Tensor, x: QuantParams) -> None:
@@ -164,6 +179,7 @@ def check_accumulator(layer: Layer, integers: Tensor, x: QuantParams) -> None:
     worst = float(integers.double().abs().sum(dim=1).max()) * largest
     if worst > MAX_INTEGER:
         raise QuantizeError(
-            f"the worst case of its accumulator is {worst:.3g}, int32 holds {MAX_INTEGER}; list it in `ignore` or use fewer bits",
+            f"the worst case of its accumulator is {worst:.3g}, int32 holds {MAX_INTEGER}; "
+            "list it in `ignore` or use fewer bits",
             where=layer.name,
         )

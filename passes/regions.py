@@ -1,14 +1,19 @@
 """Which tensors of a network exist as integers, and which operators are fused between two of them.
 
-Before: a canonical float function (Contract 1). After: a `Regions` value; the graph is not changed. Planner, fake quantization and lowering use the
+Before: a canonical float function (Contract 1). After: a `Regions` value; the graph is not changed. Planner, fake
+quantization and lowering use the
 same value, so they round at the same places. Rules, in the order in which they are applied:
 
 1. A node is **float** if its operator has no integer form or the user asked for it.
-2. What only leads to the network's outputs, without passing another weighted layer, is float: a last layer writes float32 directly.
-3. An elementwise node with a float operand is float; a layer, or an elementwise node, that only float nodes read produces float.
-4. A **layer** region is acc -> bias [-> residual add] [-> clamps]; a residual is added only if nothing else reads the layer's output.
+2. What only leads to the network's outputs, without passing another weighted layer, is float: a last layer writes
+   float32 directly.
+3. An elementwise node with a float operand is float; a layer, or an elementwise node, that only float nodes read
+   produces float.
+4. A **layer** region is acc -> bias [-> residual add] [-> clamps]; a residual is added only if nothing else reads
+   the layer's output.
 5. Standalone **add**, **multiply** and **pool** take following clamps along.
-6. What is computed element by element from ONE quantized tensor is a **lookup** region, however many operators that takes.
+6. What is computed element by element from ONE quantized tensor is a **lookup** region, however many operators that
+   takes.
 7. **same** nodes hand the scale of their input on; **concat** inputs are requantized to the output's scale.
 
 A variable in `Regions.quantized` exists as integers only: every reader, float nodes too, sees the rounded numbers.
@@ -17,110 +22,19 @@ A variable in `Regions.quantized` exists as integers only: every reader, float n
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 from tvm import relax
 
 from lpsn_tvm import graph
 from lpsn_tvm.passes.operator_rules import Node, as_clip, classify
+from lpsn_tvm.passes.region_types import Region, RegionKind, Regions
 
-RegionKind = Literal["layer", "add", "multiply", "lookup", "same", "pool", "concat", "float"]
+__all__ = ["OUTPUT", "Region", "RegionKind", "Regions", "find_regions", "nodes_of"]
+
 OUTPUT = ""
 """Pseudo reader of the variables that the function returns."""
-
-
-@dataclass(frozen=True)
-class Region:
-    """One integer operator, or one float node.
-
-    Parameters
-    ----------
-    kind : RegionKind
-        layer | add | multiply | lookup | same | pool | concat | float.
-    name : str
-        Variable that the region produces.
-    inputs : tuple of str
-        Variables that it reads: (data,) or (data, residual) for a layer, operands in order for add, multiply and concat.
-    members : tuple of str
-        Bound variables in execution order; the last is `name`.
-    layer : str, optional
-        Layer name (kind "layer").
-    activation : (low, high), optional
-        Clamp in real numbers, applied last; `low` may be -inf and `high` inf.
-    residual : str, optional
-        The other addend (kind "layer").
-    per_channel : bool
-        A lookup with one table per channel.
-    float_output : bool
-        The result is float32 (kind "float", and a layer that only float nodes or the network's outputs read).
-    reason : str
-        Why it is float.
-    """
-
-    kind: RegionKind
-    name: str
-    inputs: tuple[str, ...]
-    members: tuple[str, ...]
-    layer: str | None = None
-    activation: tuple[float, float] | None = None
-    residual: str | None = None
-    per_channel: bool = False
-    float_output: bool = False
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Regions:
-    """The regions of a function in execution order, and the variables that exist as integers.
-
-    Parameters
-    ----------
-    regions : tuple of Region
-        Ordered so that each one's inputs exist before it.
-    quantized : tuple of str
-        Variables with QuantParams: function inputs first, then in execution order. A variable produced in float and read by integer operators is among them.
-    shares : mapping
-        Variable -> the variable whose QuantParams it has (kind "same"), resolved to the first one.
-    inputs, outputs : tuple of str
-        The function's parameters and the variables that it returns.
-    """
-
-    regions: tuple[Region, ...]
-    quantized: tuple[str, ...]
-    shares: Mapping[str, str]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    by_name: Mapping[str, Region] = field(init=False, repr=False, compare=False)
-    by_layer: Mapping[str, Region] = field(init=False, repr=False, compare=False)
-    _quantized: frozenset[str] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "by_name", {region.name: region for region in self.regions})
-        object.__setattr__(self, "by_layer", {region.layer: region for region in self.regions if region.layer is not None})
-        object.__setattr__(self, "_quantized", frozenset(self.quantized))
-
-    def is_quantized(self, name: str) -> bool:
-        """Whether variable `name` exists as integers."""
-        return name in self._quantized
-
-    def source(self, name: str) -> str:
-        """The variable whose QuantParams `name` has: itself, or where a chain of scale-preserving operators began."""
-        return self.shares.get(name, name)
-
-    @property
-    def float_nodes(self) -> dict[str, str]:
-        """Variable -> reason of everything that is computed in float, for the report."""
-        return {region.name: region.reason for region in self.regions if region.kind == "float"}
-
-    def readers(self) -> dict[str, list[Region]]:
-        """Variable -> regions that read it, in order."""
-        table: dict[str, list[Region]] = {}
-        for region in self.regions:
-            for name in dict.fromkeys(region.inputs):
-                table.setdefault(name, []).append(region)
-        return table
 
 
 def find_regions(mod: Any, ignore: Iterable[str] = ()) -> Regions:
@@ -310,7 +224,7 @@ class _Finder:
 
     # --- rule 6 ---
     def find_lookups(self) -> None:
-        """Join the remaining elementwise nodes into tables; what reads two tensors is an integer sum or product, or float."""
+        """Join the remaining elementwise nodes into tables; what reads two tensors is a sum, a product, or float."""
         while True:
             roots, broken = self._roots()
             if broken is None:
@@ -329,7 +243,7 @@ class _Finder:
                 self._add(Region("lookup", name, (roots[name],), members, per_channel=per_channel))
 
     def _roots(self) -> tuple[dict[str, str], str | None]:
-        """Elementwise variable -> the one materialised tensor it is computed from; adds and multiplies of two tensors become regions."""
+        """Elementwise variable -> the one materialised tensor it is computed from; sums and products become regions."""
         fixed: set[str] = set()  # table outputs that must exist in memory
         while True:
             roots: dict[str, str] = {}
@@ -400,4 +314,3 @@ class _Finder:
         names = (*self.inputs, *(region.name for region in regions))
         quantized = tuple(name for name in names if name in produced or name in read_by_integer)
         return Regions(tuple(regions), quantized, shares, self.inputs, self.outputs)
-

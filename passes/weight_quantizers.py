@@ -1,6 +1,7 @@
 """Weight ranges and rounding to nearest: symmetric, per output channel or per tensor.
 
-All functions work on weight matrices W[groups, k, outputs] (see `normal_equations`), where column `m` of group `g` is one output channel.
+All functions work on weight matrices W[groups, k, outputs] (see `normal_equations`), where column `m` of group `g`
+is one output channel.
 Source: Zhang, Colbert, Das, Applied Sciences 2022, 12(15), 7829, Section 3 (symmetric uniform weights).
 """
 
@@ -27,7 +28,11 @@ def round_nearest(matrix: Tensor, scale: Tensor, bits: int) -> Tensor:
     Parameters
     ----------
     matrix : float[groups, k, outputs]
+        Weights, bias row excluded.
     scale : float[groups, outputs]
+        Step of each output channel.
+    bits : int
+        2..8.
     """
     low, high = integer_limits(bits)
     return torch.clamp(torch.round(matrix / scale[:, None, :]), low, high)
@@ -49,6 +54,8 @@ def choose_scales(
     ----------
     matrix : float[groups, k, outputs]
         Weights, bias row excluded.
+    bits : int
+        2..8.
     importance : float[groups, k], optional
         Diagonal of the (centred) X^T X: how much an error of weight k shows in the output. Equal for all by default.
     per_channel : bool
@@ -79,7 +86,9 @@ def _ratios(bits: int) -> list[float]:
     return [1.0 - (1.0 - smallest) * i / (count - 1) for i in range(count)]
 
 
-def _search(matrix: Tensor, top: Tensor, weights: Tensor, bits: int, *, per_channel: bool, power_of_two: bool) -> Tensor:
+def _search(
+    matrix: Tensor, top: Tensor, weights: Tensor, bits: int, *, per_channel: bool, power_of_two: bool
+) -> Tensor:
     if power_of_two:
         ceiling = torch.exp2(torch.ceil(torch.log2(top) - 1e-6))
         candidates = [ceiling * 2.0**-step for step in range(4 if bits <= 4 else 2)]

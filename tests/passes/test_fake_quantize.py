@@ -7,17 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.support.small_graphs import Net, random_feed
 from tvm import relax
 
 from lpsn_tvm import graph, quant
 from lpsn_tvm.interpreter import TorchInterpreter
-from lpsn_tvm.passes.fake_quantize import FakeQuantizer, dequantized_weight, evaluate_plan, fake_quantize_tensor, per_output
+from lpsn_tvm.passes.fake_quantize import (
+    FakeQuantizer,
+    dequantized_weight,
+    evaluate_plan,
+    fake_quantize_tensor,
+    per_output,
+)
 from lpsn_tvm.passes.lower_to_integer import lower_to_integer
 from lpsn_tvm.passes.plan_quantization import plan_quantization
 from lpsn_tvm.passes.regions import find_regions
 from lpsn_tvm.quant import QuantizedWeight, QuantParams
 from lpsn_tvm.reference import run_reference
+from tests.support.small_graphs import Net, random_feed
 
 
 @pytest.mark.parametrize("bits", [2, 5, 8])
@@ -25,7 +31,9 @@ from lpsn_tvm.reference import run_reference
 def test_equals_the_reference_bit_for_bit(bits: int, signed: bool) -> None:
     x = np.random.default_rng(0).normal(0, 3, (2, 3, 17, 5)).astype(np.float32)
     params = QuantParams(np.float32(0.037), 0 if signed else 2 ** (bits - 1) - 1, bits, signed)
-    np.testing.assert_array_equal(fake_quantize_tensor(torch.from_numpy(x), params).numpy(), quant.fake_quantize(x, params))
+    np.testing.assert_array_equal(
+        fake_quantize_tensor(torch.from_numpy(x), params).numpy(), quant.fake_quantize(x, params)
+    )
 
 
 def test_source_is_not_changed_in_place() -> None:
@@ -38,19 +46,23 @@ def test_source_is_not_changed_in_place() -> None:
 def test_scales_of_grouped_transposed_weights() -> None:
     values = np.ones((4, 3, 1, 1), np.int8)
     scale = np.arange(1, 7, dtype=np.float32)
-    real = dequantized_weight(QuantizedWeight(values, QuantParams(scale, 0, 8, True, 1), np.zeros(6, np.float32)), "conv2d_transpose", 2)
+    real = dequantized_weight(
+        QuantizedWeight(values, QuantParams(scale, 0, 8, True, 1), np.zeros(6, np.float32)), "conv2d_transpose", 2
+    )
     np.testing.assert_array_equal(real[:, :, 0, 0], [[1, 2, 3], [1, 2, 3], [4, 5, 6], [4, 5, 6]])
     assert per_output(np.float32(2.0), (4, 3, 1, 1), "conv2d", 1).shape == (1, 1, 1, 1)
 
 
 def varied_network() -> Any:
-    """Every kind of region that exists: residual, squeeze-excitation, table, pools, concat, resize, transposed, grouped, float in the middle."""
+    """Residual, squeeze-excitation, tables, pools, concat, transposed and grouped layers, a float node in the middle."""
     net = Net((1, 3, 16, 16), seed=3)
     op = relax.op
     x = net.emit(op.nn.relu(net.conv(net.input, 8, name="stem")))
-    y = net.emit(op.clip(net.conv(net.emit(op.clip(net.conv(x, 8, groups=8, name="dw"), 0.0, 6.0)), 8, 1, name="pw"), -3.0, 4.0))
+    y = net.emit(op.clip(net.conv(x, 8, groups=8, name="dw"), 0.0, 6.0))
+    y = net.emit(op.clip(net.conv(y, 8, 1, name="pw"), -3.0, 4.0))
     x = net.emit(op.nn.relu(net.emit(op.add(net.conv(y, 8, name="body"), x))))
-    gate = net.conv(net.emit(op.nn.relu(net.conv(net.emit(op.mean(x, [2, 3], keepdims=True)), 4, 1, name="se1"))), 8, 1, name="se2")
+    gate = net.conv(net.emit(op.mean(x, [2, 3], keepdims=True)), 4, 1, name="se1")
+    gate = net.conv(net.emit(op.nn.relu(gate)), 8, 1, name="se2")
     x = net.emit(op.multiply(x, net.emit(op.sigmoid(gate))))
     down = net.emit(op.nn.max_pool2d(x, (2, 2), (2, 2)))
     wide = net.conv(down, 8, groups=2, name="grouped")
@@ -75,7 +87,8 @@ def test_simulation_agrees_with_the_integer_network(bits: tuple[int, int]) -> No
     for feed, result, real in zip(feeds, simulated, exact, strict=True):
         ours = next(iter(result.values())).numpy()
         integer = next(iter(run_reference(lowered, feed).values()))
-        # A value on the edge between two integers may fall either way; such a step is far below what quantization itself costs.
+        # A value on the edge between two integers may fall either way; such a step is far below what quantization
+        # itself costs.
         assert np.abs(ours - integer).mean() < 0.1 * np.abs(real - integer).mean() + 1e-5
 
 

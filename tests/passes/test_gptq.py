@@ -24,7 +24,13 @@ def problem(seed: int, groups: int, columns: int, outputs: int, rows: int = 300)
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), groups=st.integers(1, 3), columns=st.integers(1, 20), outputs=st.integers(1, 5), bits=st.integers(2, 8))
+@given(
+    seed=st.integers(0, 10_000),
+    groups=st.integers(1, 3),
+    columns=st.integers(1, 20),
+    outputs=st.integers(1, 5),
+    bits=st.integers(2, 8),
+)
 def test_never_worse_than_nearest(seed: int, groups: int, columns: int, outputs: int, bits: int) -> None:
     weight, gram = problem(seed, groups, columns, outputs, rows=15)
     scale = choose_scales(weight, bits, gram.diagonal(dim1=1, dim2=2))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.small_graphs import Net
 from tvm import relax
 
 from lpsn_tvm import graph
@@ -17,6 +17,7 @@ from lpsn_tvm.passes.plan_quantization import plan_quantization
 from lpsn_tvm.passes.quantize_layer import check_accumulator
 from lpsn_tvm.passes.regions import find_regions
 from lpsn_tvm.quant import QuantParams, QuantPlan, QuantScheme
+from tests.support.small_graphs import Net
 
 VTA = QuantScheme(activation_signed=True, activation_symmetric=True, weight_per_channel=False, power_of_two=True)
 
@@ -51,7 +52,8 @@ REAL = np.concatenate([next(iter(TorchInterpreter(NETWORK).run(feed).values())).
 
 
 def plan_for(weight_bits: int = 8, activation_bits: int = 8, **options: Any) -> QuantPlan:
-    return plan_quantization(NETWORK, options.pop("calibration", CALIBRATION), weight_bits=weight_bits, activation_bits=activation_bits, **options)
+    calibration = options.pop("calibration", CALIBRATION)
+    return plan_quantization(NETWORK, calibration, weight_bits=weight_bits, activation_bits=activation_bits, **options)
 
 
 def relative_error(plan: QuantPlan, mod: Any = NETWORK, ignore: tuple[str, ...] = ()) -> float:
@@ -72,7 +74,13 @@ def test_plan_covers_exactly_what_the_regions_quantize() -> None:
         assert weight.bias.dtype == weight.params.scale.dtype == np.float32
         assert weight.values.min() >= -8 and weight.values.max() <= 7
     assert {name: params.bits for name, params in plan.activations.items()} == {
-        "input": 8, "stem.relu": 6, "a.relu": 6, "dw.relu6": 6, "sum.relu": 6, "mean": 6, "flat": 6,
+        "input": 8,
+        "stem.relu": 6,
+        "a.relu": 6,
+        "dw.relu6": 6,
+        "sum.relu": 6,
+        "mean": 6,
+        "flat": 6,
     }
 
 
@@ -89,7 +97,7 @@ def test_more_bits_are_not_worse() -> None:
     weights = [relative_error(plan_for(bits, 8)) for bits in (2, 3, 4, 6, 8)]
     both = [relative_error(plan_for(bits, bits)) for bits in (2, 4, 6, 8)]
     for errors in (weights, both):
-        assert all(later < 1.1 * earlier for earlier, later in zip(errors, errors[1:], strict=False))
+        assert all(later < 1.1 * earlier for earlier, later in itertools.pairwise(errors))
     assert both[-1] < 2e-3 and both[0] > 20 * both[-1]
 
 
@@ -103,7 +111,9 @@ def test_closed_form_beats_rounding_to_nearest(bits: tuple[int, int]) -> None:
 def test_bias_correction_makes_the_mean_right() -> None:
     plan = plan_for(3, 8, rounding="nearest")
     interpreter, regions = TorchInterpreter(NETWORK), find_regions(NETWORK)
-    mean = np.concatenate([next(iter(out.values())).numpy() for out in evaluate_plan(interpreter, plan, regions, CALIBRATION)]).mean(axis=0)
+    mean = np.concatenate(
+        [next(iter(out.values())).numpy() for out in evaluate_plan(interpreter, plan, regions, CALIBRATION)]
+    ).mean(axis=0)
     real = np.concatenate([next(iter(interpreter.run(feed).values())).numpy() for feed in CALIBRATION]).mean(axis=0)
     spread = REAL.std()
     assert np.abs(mean - real).max() < 0.03 * spread
@@ -138,8 +148,9 @@ def test_ignored_layers_stay_float() -> None:
 
 def test_bits_of_single_layers() -> None:
     plan = plan_for(4, 4, layer_bits={"dw": (8, 6), "f*": 8})
-    assert {name: weight.params.bits for name, weight in plan.weights.items()} == {"stem": 4, "a": 4, "dw": 8, "b": 4, "fc": 8}
-    assert plan.activations["a.relu"].bits == 6 and plan.activations["flat"].bits == 8 and plan.activations["sum.relu"].bits == 4
+    weights = {name: weight.params.bits for name, weight in plan.weights.items()}
+    assert weights == {"stem": 4, "a": 4, "dw": 8, "b": 4, "fc": 8}
+    assert [plan.activations[name].bits for name in ("a.relu", "flat", "sum.relu")] == [6, 8, 4]
 
 
 def test_kept_scales_are_used_in_the_schemes_container() -> None:
@@ -172,7 +183,8 @@ def test_dead_channels_zero_weights_and_constant_activations(bits: int) -> None:
 
     plan = plan_quantization(graph.rebuild(mod, zero), CALIBRATION, weight_bits=bits, activation_bits=bits)
     for weight in plan.weights.values():
-        assert np.all(weight.params.scale > 0) and np.all(np.isfinite(weight.params.scale)) and np.all(np.isfinite(weight.bias))
+        assert np.all(weight.params.scale > 0) and np.all(np.isfinite(weight.params.scale))
+        assert np.all(np.isfinite(weight.bias))
         step = float(plan.activations["input"].scale) * weight.params.scale.astype(np.float64)
         assert np.all(np.abs(weight.bias / step) < 2**30)
 
@@ -185,7 +197,11 @@ def test_weights_that_are_not_finite_are_refused() -> None:
         plan_quantization(mod, CALIBRATION, weight_bits=8, activation_bits=8)
 
 
-@pytest.mark.parametrize(("bits", "scheme"), [((1, 8), QuantScheme()), ((8, 9), QuantScheme()), ((4, 8), QuantScheme(weight_bits=(8,)))], ids=str)
+@pytest.mark.parametrize(
+    ("bits", "scheme"),
+    [((1, 8), QuantScheme()), ((8, 9), QuantScheme()), ((4, 8), QuantScheme(weight_bits=(8,)))],
+    ids=["W1", "A9", "W4 on 8-bit hardware"],
+)
 def test_bits_that_do_not_exist_are_refused(bits: tuple[int, int], scheme: QuantScheme) -> None:
     with pytest.raises(QuantizeError, match="allowed"):
         plan_for(*bits, scheme=scheme)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.support.small_graphs import Net
 from tvm import relax
 
 from lpsn_tvm import graph
 from lpsn_tvm.passes.regions import Regions, find_regions
+from tests.support.small_graphs import Net
 
 op = relax.op
 
@@ -40,7 +40,10 @@ def test_of_two_layers_that_are_added_the_later_takes_the_sum() -> None:
     first, second = net.conv(x, 4, name="first"), net.conv(x, 4, 1, name="second")
     out = net.conv(net.emit(op.nn.relu(net.emit(op.add(second, first), "sum")), "r"), 2, name="last")
     regions = find_regions(net.module(out))
-    assert regions.by_layer["second"].residual == "first" and regions.by_layer["first"].members == ("first.acc", "first")
+    assert regions.by_layer["second"].residual == "first" and regions.by_layer["first"].members == (
+        "first.acc",
+        "first",
+    )
     assert [region.name for region in regions.regions] == ["x", "first", "r", "last"]
 
 
@@ -49,7 +52,13 @@ def test_output_with_another_reader_is_not_fused_with_the_sum() -> None:
     first = net.conv(net.input, 4, name="first")
     second = net.conv(first, 4, name="second")
     total = net.emit(op.add(first, second), "sum")
-    out = net.conv(net.emit(op.concatenate([total, second]) if hasattr(op, "concatenate") else op.concat([total, second], 1), "cat"), 2, name="z")
+    out = net.conv(
+        net.emit(
+            op.concatenate([total, second]) if hasattr(op, "concatenate") else op.concat([total, second], 1), "cat"
+        ),
+        2,
+        name="z",
+    )
     regions = find_regions(net.module(out))
     assert kinds(regions) == {"first": "layer", "second": "layer", "sum": "add", "cat": "concat", "z": "layer"}
 
@@ -101,10 +110,18 @@ def test_squeeze_and_excitation_is_an_integer_product() -> None:
     net = Net((1, 8, 8, 8))
     x = net.emit(op.nn.relu(net.conv(net.input, 8, name="a")), "x")
     pooled = net.emit(op.mean(x, [2, 3], keepdims=True), "mean")
-    gate = net.emit(op.sigmoid(net.conv(net.emit(op.nn.relu(net.conv(pooled, 2, 1, name="s")), "r"), 8, 1, name="e")), "gate")
+    gate = net.emit(
+        op.sigmoid(net.conv(net.emit(op.nn.relu(net.conv(pooled, 2, 1, name="s")), "r"), 8, 1, name="e")), "gate"
+    )
     out = net.conv(net.emit(op.multiply(x, gate), "scaled"), 2, name="z")
     assert kinds(find_regions(net.module(out))) == {
-        "x": "layer", "mean": "pool", "r": "layer", "e": "layer", "gate": "lookup", "scaled": "multiply", "z": "layer",
+        "x": "layer",
+        "mean": "pool",
+        "r": "layer",
+        "e": "layer",
+        "gate": "lookup",
+        "scaled": "multiply",
+        "z": "layer",
     }
 
 
@@ -139,7 +156,14 @@ def test_float_spreads_over_the_elementwise_operators_around_it() -> None:
     total = net.emit(op.add(net.emit(op.nn.relu(norm), "relu"), x), "sum")
     out = net.conv(total, 2, name="z")
     regions = find_regions(net.module(out))
-    assert kinds(regions) == {"x": "layer", "b": "layer", "soft": "float", "relu": "float", "sum": "float", "z": "layer"}
+    assert kinds(regions) == {
+        "x": "layer",
+        "b": "layer",
+        "soft": "float",
+        "relu": "float",
+        "sum": "float",
+        "z": "layer",
+    }
     assert regions.by_layer["b"].float_output
     assert regions.quantized == ("input", "x", "sum")
     assert "no integer form" in regions.float_nodes["soft"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -27,7 +29,7 @@ def test_more_bits_are_never_worse() -> None:
     matrix = torch.randn(1, 200, 16, generator=torch.Generator().manual_seed(0))
     h = torch.ones(1, 200)
     errors = [float(weighted_error(matrix, choose_scales(matrix, bits), bits, h).sum()) for bits in range(2, 9)]
-    assert all(later < 0.5 * earlier for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < 0.5 * earlier for earlier, later in itertools.pairwise(errors))
 
 
 def test_importance_moves_the_range() -> None:
