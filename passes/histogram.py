@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import frexp
+from math import frexp, gcd
 
 import numpy as np
 import numpy.typing as npt
@@ -48,8 +48,10 @@ class Histogram:
         """Counts `values` (a sample of a tensor with minimum `low` and maximum `high`)."""
         flat = values.reshape(-1)
         stride = -(-flat.numel() // SAMPLES)
-        # An odd stride does not stay on one column of an image.
-        flat = flat[:: stride | 1] if stride > 1 else flat
+        # A stride that shares no factor with any extent does not stay on one column or one channel.
+        while stride > 1 and gcd(stride, flat.numel()) > 1:
+            stride += 1
+        flat = flat[::stride]
         nonzero = flat[flat != 0]
         self.zeros += flat.numel() - nonzero.numel()
         if low == 0.0 and high == 0.0:

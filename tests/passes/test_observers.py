@@ -107,13 +107,14 @@ def test_histogram_uses_its_bins() -> None:
     assert (histogram.counts > 0).sum() > BINS // 2 - 1
 
 
-def test_large_tensors_are_sampled() -> None:
+@pytest.mark.parametrize("width", [49, 64, 63])
+def test_samples_of_large_tensors_visit_all_columns(width: int) -> None:
     histogram = Histogram()
-    tensor = torch.rand(4, 64, 64, 64)
-    histogram.add(tensor, 0.0, 1.0)
-    assert histogram.total <= 1 << 17
-    # The sample is no single column: its mean is the tensor's.
-    assert float(np.dot(histogram.counts, histogram.centers) / histogram.total) == pytest.approx(0.5, abs=0.01)
+    tensor = (torch.arange(width) / width + 0.25).expand(16, 64, 64, width)
+    histogram.add(tensor, 0.25, 1.25)
+    assert 1 << 15 < histogram.total <= 1 << 17
+    mean = float(np.dot(histogram.counts, histogram.centers) / histogram.total)
+    assert mean == pytest.approx(float(tensor.mean()), abs=0.01)
 
 
 # --- observers ---
