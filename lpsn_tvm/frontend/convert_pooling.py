@@ -79,7 +79,7 @@ def _pool1d(node: Node, pool: Callable[[Node], Expr]) -> Expr:
             attrs[name] = (filler, *attrs[name])
     if "pads" in attrs:
         attrs["pads"] = (0, attrs["pads"][0], 0, attrs["pads"][1])
-    inner = Node(f"{node.name}.2d", node.op_type, [data], attrs, 1, node.opset, node.emitter)
+    inner = Node(node.emitter.fresh(node.name), node.op_type, [data], attrs, 1, node.opset, node.emitter)
     result = pool(inner)
     shape = graph.shape_of(result)
     return node.emit(op.reshape(result, (shape[0], shape[1], shape[3])))
