@@ -187,12 +187,12 @@ class GreedyWalk:
         mask[torch.argsort(scores, stable=True)[: group.size - demand.kept]] = False
         self.decisions[group.name] = Decision(mask.numpy(), predicted, scores.numpy(), layer.name)
         gone = (~mask).nonzero()[:, 0]
-        for slot in group.consumers:
+        for slot in (slot for slot in group.consumers if slot.layer in self.layers):
             self.alive_in[slot.layer][torch.from_numpy(slot.index)[gone].reshape(-1)] = False
-        for written in [(slot.layer, slot.index) for slot in group.producers] + [
-            (f.layer, f.written) for f in group.followers
-        ]:
-            self.alive_out[written[0]][torch.from_numpy(written[1])[gone].reshape(-1)] = False
+        written = [(slot.layer, slot.index) for slot in group.producers]
+        written += [(follower.layer, follower.written) for follower in group.followers]
+        for name, index in ((name, index) for name, index in written if name in self.layers):
+            self.alive_out[name][torch.from_numpy(index)[gone].reshape(-1)] = False
 
     def _eliminate(
         self, group: ChannelGroup, layer: Layer, equations: _Equations, demand: Demand

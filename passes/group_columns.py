@@ -44,7 +44,8 @@ def near_consumers(group: ChannelGroup, layers: Mapping[str, Layer]) -> list[Slo
     down.
     """
     order = {name: number for number, name in enumerate(layers)}
-    return sorted(group.consumers, key=lambda slot: order[slot.layer])[: 1 + MAX_FAR_CONSUMERS]
+    slots = [slot for slot in group.consumers if slot.layer in order]
+    return sorted(slots, key=lambda slot: order[slot.layer])[: 1 + MAX_FAR_CONSUMERS]
 
 
 def first_consumers(groups: tuple[ChannelGroup, ...], layers: Mapping[str, Layer]) -> dict[str, list[ChannelGroup]]:

@@ -226,9 +226,10 @@ class _Job:
             walk.preset = {group.name: walk.dense_scores(group) for group in self.groups}
         walk.run(lambda done: self.progress("remove channels", done, len(self.layers)))
         masks = {name: decision.mask for name, decision in walk.decisions.items()}
-        params = {
-            name: tuple(part.cpu().numpy() for part in self.interpreter.params[name]) for name in sorted(walk.changed)
-        }
+        params = {}
+        for name in walk.changed:
+            weight, bias = self.interpreter.params[name]
+            params[name] = (weight.cpu().numpy(), bias.cpu().numpy())
         removed = remove_channels(self.mod, {name: mask for name, mask in masks.items() if not mask.all()}, params)
         records = [self._record(group, walk) for group in self.groups if group.name in walk.decisions]
         records += whole_records(whole, self.layers)
