@@ -210,3 +210,19 @@ def test_an_input_that_is_returned_gets_a_name_of_its_own() -> None:
     model = to_onnx(mod, output_names=["fc", "same"])
     feeds = random_feed(mod)
     np.testing.assert_array_equal(run(model, feeds)[1], feeds["input"])
+
+
+@pytest.mark.slow
+def test_exported_build_computes_what_the_compiled_module_computes(tmp_path: Path) -> None:
+    """ONNX -> build (pruned, 4 bits) -> ONNX: ONNX Runtime and the compiled module agree, names and dots included."""
+    import lpsn_tvm
+    from benchmarks import models as zoo
+
+    images = zoo.smooth_noise((32, 3, 32, 32), 1)
+    module = lpsn_tvm.build(zoo.resnet20(), bits=4, sparsity=0.5, calibration=images, measure=False, progress=False)
+    model = module.to_onnx(tmp_path / "small.onnx")
+    assert [o.name for o in model.graph.output] == [o.name for o in zoo.resnet20().graph.output]
+    for image in images[:4]:
+        (got,) = run(model, {model.graph.input[0].name: image[None]})
+        want = np.asarray(module(image[None]))
+        assert np.mean(np.abs(got - want)) < 0.02 * np.ptp(want)
