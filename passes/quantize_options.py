@@ -78,7 +78,7 @@ def check_finite(layers: Mapping[str, Layer]) -> None:
 
 
 def to_scheme(params: QuantParams, scheme: QuantScheme) -> QuantParams | None:
-    """Kept parameters in the backend's container (same grid, integers shifted); None if its scheme has no room for them."""
+    """Kept parameters in the backend's container (same grid, integers shifted); None where its scheme has no room."""
     if (
         params.axis is not None
         or (scheme.activation_symmetric and params.zero_point != 0)

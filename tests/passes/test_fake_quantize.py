@@ -54,7 +54,7 @@ def test_scales_of_grouped_transposed_weights() -> None:
 
 
 def varied_network() -> Any:
-    """Residual, squeeze-excitation, tables, pools, concat, transposed and grouped layers, a float node in the middle."""
+    """Residual, squeeze-excitation, tables, pools, concat, transposed and grouped layers, a float node inside."""
     net = Net((1, 3, 16, 16), seed=3)
     op = relax.op
     x = net.emit(op.nn.relu(net.conv(net.input, 8, name="stem")))
