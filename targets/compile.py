@@ -22,9 +22,9 @@ from lpsn_tvm.targets.backend import Backend, Compiled
 from lpsn_tvm.targets.default_schedule import DefaultSchedule
 from lpsn_tvm.targets.llvm import required_features
 
-LIFTED_BYTES = 2048
-"""Larger constants become the module's last argument (and go into the artifact, packed); smaller ones stay in the
-library.
+WEIGHT_BYTES, LIFTED_BYTES = 1024, 65536
+"""Integer weights from the one size and other constants from the other on become the module's last argument, which an
+artifact packs; smaller ones stay in the library, where the virtual machine finds them without an instruction each.
 """
 COMPILERS = ("cc", "gcc", "clang", "c++", "g++", "clang++")
 
@@ -53,7 +53,8 @@ def compile_llvm(backend: Backend, mod: tvm.IRModule) -> Compiled:
 
 def pipeline() -> Any:
     """Relax passes: what is not a kernel of ours is legalized, fused and given a simple schedule; then memory is
-    planned.
+    planned. `KillAfterLastUse` is left out: all storage is planned, so it frees nothing and costs an instruction per
+    tensor.
     """
     t = relax.transform
     return tvm.transform.Sequential(
@@ -70,7 +71,6 @@ def pipeline() -> Any:
             t.CallTIRRewrite(),
             t.StaticPlanBlockMemory(),
             t.LowerAllocTensor(),
-            t.KillAfterLastUse(),
             t.LowerRuntimeBuiltin(),
             t.ComputePrimValue(),
             t.VMShapeLower(),
@@ -87,7 +87,7 @@ def lift_constants(mod: tvm.IRModule) -> tuple[tvm.IRModule, list[npt.NDArray[An
     for _, value in graph.bindings(mod):
         for constant in _constants(value):
             array = graph.constant_value(constant)
-            if constant not in places and array.nbytes >= LIFTED_BYTES:
+            if constant not in places and is_lifted(array):
                 places[constant] = len(arrays)
                 arrays.append(array)
     params = relax.Var("params", relax.TupleType([relax.TensorType(array.shape, str(array.dtype)) for array in arrays]))
@@ -121,6 +121,12 @@ def lift_constants(mod: tvm.IRModule) -> tuple[tvm.IRModule, list[npt.NDArray[An
     main = builder.get()["main"]
     result.update_func(result.get_global_var("main"), main)
     return result, arrays
+
+
+def is_lifted(array: npt.NDArray[Any]) -> bool:
+    """Whether a constant goes into the argument tuple."""
+    is_weight = array.dtype in (np.int8, np.int16) and array.ndim > 2
+    return bool(array.nbytes >= (WEIGHT_BYTES if is_weight else LIFTED_BYTES))
 
 
 def _constants(value: Any) -> list[Any]:

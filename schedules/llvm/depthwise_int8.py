@@ -123,7 +123,7 @@ def _function(g: Geometry, isa: Isa) -> Any:
         residual = rest[0] if g.has_residual else None
         weight, bias, scale, floats, integers, out = rest[-6:]
         chunks = -(-oh // g.rows)
-        work = batch * blocks * oh * ow * BLOCK * (g.kernel[0] * g.groups_per_row + 4)
+        work = batch * blocks * oh * ow * BLOCK * (g.kernel[0] * g.groups_per_row + 4) * 8
         with loop(batch * blocks * chunks, work) as index:
             n, c, chunk = unravel(index, batch, blocks, chunks)
             y0 = T.min(chunk * g.rows, oh - g.rows) if oh % g.rows else chunk * g.rows

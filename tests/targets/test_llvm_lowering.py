@@ -171,7 +171,7 @@ def test_large_constants_become_the_last_argument():
     )
     lifted, arrays = lift_constants(mod)
     assert [p.name for p in lifted["main"].params] == ["x", "params"]
-    assert arrays and all(array.nbytes >= 2048 for array in arrays)
+    assert [array.ndim for array in arrays] == [7, 7], "weights only"
     tvm.ir.assert_structural_equal(mod["main"].ret_ty, lifted["main"].ret_ty)
 
 
