@@ -36,6 +36,8 @@ def fold_zero_pad(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModule:
         Untouched.
     """
     calls = {var.name: value for var, value in graph.bindings(mod)}
+    if not any(graph.op_name(value) == "relax.nn.pad" for value in calls.values()):
+        return mod
 
     def rewrite(builder: Any, var: Any, value: Any, lookup: Any) -> Any:
         name = graph.op_name(value)

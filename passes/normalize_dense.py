@@ -38,6 +38,8 @@ def normalize_dense(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModule:
         for name, value in calls.items()
         if (call := _channels_last_flatten(value, calls, users, name)) is not None
     }
+    if not flattened and not any(_is_wide(call) for call in calls.values()):
+        return mod
     wide: dict[str, Any] = {}  # matmul over many dimensions whose only reader adds a constant [M]
 
     def rewrite(builder: Any, var: Any, value: Any, lookup: Any) -> Any:
@@ -61,11 +63,18 @@ def normalize_dense(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModule:
         source = value.args[0].name
         if source in flattened:
             return op.matmul(lookup(value.args[0]), graph.constant(_permuted_rows(weight, flattened[source])))
-        if weight.ndim == 2 and len(graph.shape_of(value.args[0])) != 2:
+        if _is_wide(value):
             return _as_rows(builder, var, lookup(value.args[0]), value.args[1], wide, users, calls)
         return None
 
     return graph.rebuild(mod, rewrite)
+
+
+def _is_wide(call: Any) -> bool:
+    """A dense layer over more or fewer than two dimensions."""
+    if graph.op_name(call) != "relax.matmul" or not graph.is_constant(call.args[1]) or graph.is_constant(call.args[0]):
+        return False
+    return len(graph.shape_of(call.args[1])) == 2 and len(graph.shape_of(call.args[0])) != 2
 
 
 def _as_rows(

@@ -25,6 +25,13 @@ def remove_identities(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModul
     renamed : dict
         Gets the removed names.
     """
+    bound = [(var, value) for var, value in graph.bindings(mod) if isinstance(value, relax.Call)]
+    calls = {var.name: value for var, value in bound}
+    chained = any(
+        _is_reshape(call) and _is_reshape(calls.get(getattr(call.args[0], "name", ""))) for call in calls.values()
+    )
+    if not chained and not any(_is_identity(value, var) for var, value in bound):
+        return mod
 
     def rewrite(builder: Any, var: Any, value: Any, lookup: Any) -> Any:
         if _is_identity(value, var):
@@ -43,6 +50,10 @@ def remove_identities(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModul
         return None
 
     return graph.rebuild(mod, rewrite)
+
+
+def _is_reshape(call: Any) -> bool:
+    return graph.op_name(call) == "relax.reshape"
 
 
 def _is_identity(call: Any, var: Any) -> bool:
