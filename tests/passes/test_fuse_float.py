@@ -152,7 +152,7 @@ def test_hard_swish_is_the_program_of_its_layer():
     before = net.module(body)
     after = fuse_float(before)
     assert operators(after) == ["lpsn.float_conv2d"] and names(after) == ["out"]
-    text = graph.call_attrs(list(graph.bindings(after))[0][1])["program"]
+    text = graph.call_attrs(next(iter(graph.bindings(after)))[1])["program"]
     assert [step[0] for step in float_ops.decode_program(text)] == ["add", "clip", "multiply", "multiply"]
     assert_same_results(before, after)
 
