@@ -243,3 +243,26 @@ def test_extreme_sums_do_not_saturate():
         attrs = {"strides": (1, 1), "padding": (0, 0, 0, 0), "out_dtype": "float32"}
         kernel = conv2d((TensorSpec(x.shape, "uint8", 16),), constants, attrs, isa)
         np.testing.assert_array_equal(run_kernel(kernel, [x], target), quant.conv2d(x, *constants.values(), **attrs))
+
+
+def scales_with_false_ties(count):
+    """float32 scales and sums whose float32 product is a tie that the exact product is not: fused arithmetic would round differently."""
+    rng, found = np.random.default_rng(7), []
+    while len(found) < count:
+        scale = rng.random(20000).astype(np.float32)
+        total = rng.integers(1, 256, 20000)
+        exact, rounded = total.astype(np.float64) * scale, total.astype(np.float32) * scale
+        for index in np.flatnonzero((rounded % 1 == 0.5) & (np.rint(exact) != np.rint(rounded.astype(np.float64)))):
+            found.append((scale[index], total[index]))
+    return found[:count]
+
+
+def test_product_is_rounded_before_it_is_made_an_integer():
+    target, isa = target_of("avx512-vnni")
+    found = scales_with_false_ties(32)
+    x = np.array([total for _, total in found], np.uint8).reshape(1, 1, 4, 8)
+    weight, bias = np.ones((32, 1, 1, 1), np.int8), np.zeros(32, np.int32)
+    constants = {"weight": weight, "bias": bias, "scale": np.array([scale for scale, _ in found], np.float32)}
+    attrs = {"strides": (1, 1), "padding": (0, 0, 0, 0)}
+    kernel = conv2d((TensorSpec(x.shape, "uint8", 4),), constants, attrs, isa)
+    np.testing.assert_array_equal(run_kernel(kernel, [x], target), quant.conv2d(x, *constants.values(), **attrs))
