@@ -246,7 +246,7 @@ def test_extreme_sums_do_not_saturate():
 
 
 def scales_with_false_ties(count):
-    """float32 scales and sums whose rounded product is a tie that the exact one is not: fused arithmetic would differ."""
+    """float32 scales and sums whose rounded product is a tie that the exact one is not: fused arithmetic differs."""
     rng, found = np.random.default_rng(7), []
     while len(found) < count:
         scale = rng.random(20000).astype(np.float32)
