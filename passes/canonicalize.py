@@ -36,6 +36,7 @@ PASSES: tuple[Pass, ...] = (
     fold_affine,  # batch norm and other per-channel affine maps into the layer before them
     affine_to_depthwise,  # what could not be folded
     normalize_pooling,
+    remove_dead,  # so that "nobody else reads it" is seen
     normalize_depth_to_space,
     remove_identities,
     remove_dead,

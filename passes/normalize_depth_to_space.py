@@ -41,11 +41,13 @@ def normalize_depth_to_space(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.
     users = graph.consumers_of(mod)
     layers = graph.find_layers(mod)
     permuted: dict[str, Any] = {}  # layer or accumulator name -> new order of its output channels
-    for data, block, dcr in found.values():
-        layer = _layer_of(data, calls, users, layers) if dcr else None
+    absorbed: set[str] = set()  # depth-to-space operators whose order a layer took over
+    for name, (data, block, dcr) in found.items():
+        layer = _layer_of(data, calls, users, layers) if dcr and _is_unshared(name, calls, users) else None
         if layer is not None:
             order = _crd_order(graph.shape_of(data)[1], block)
             permuted[layer], permuted[layers[layer].acc] = order, order
+            absorbed.add(name)
 
     def rewrite(builder: Any, var: Any, value: Any, lookup: Any) -> Any:
         if var.name in permuted:
@@ -54,7 +56,7 @@ def normalize_depth_to_space(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.
             return None
         data, block, dcr = found[var.name]
         source = lookup(data)
-        if dcr and _layer_of(data, calls, users, layers) is None:
+        if dcr and var.name not in absorbed:
             order = graph.constant(_crd_order(graph.shape_of(data)[1], block).astype(np.int64))
             source = graph.emit_named(builder, relax.op.take(source, order, 1, mode="clip"), f"{var.name}.crd")
         return relax.op.nn.pixel_shuffle(source, block)
@@ -86,6 +88,12 @@ def _match(call: Any, calls: dict[str, Any]) -> tuple[Any, int, bool] | None:
 def _crd_order(channels: int, block: int) -> Any:
     """CRD channel c * b * b + i takes DCR channel i * C + c; int[channels]."""
     return np.arange(channels).reshape(block * block, -1).T.reshape(-1)
+
+
+def _is_unshared(name: str, calls: dict[str, Any], users: dict[str, list[str]]) -> bool:
+    """Whether nobody else reads the two tensors on the way to the last reshape: they would see permuted channels."""
+    permute = calls[name].args[0].name
+    return len(users[permute]) == 1 and len(users[calls[permute].args[0].name]) == 1
 
 
 def _layer_of(

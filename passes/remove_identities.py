@@ -1,7 +1,8 @@
 """Remove operators that change nothing, and join reshapes of reshapes.
 
 reshape to the same shape, permute_dims in order, pad by nothing, slice of everything, concat of one, x * 1, x + 0,
-pooling with a 1x1 window, and `reshape(reshape(x))`.
+pooling with a 1x1 window, and `reshape(reshape(x))`. The add behind a layer's accumulator is the layer's bias and
+stays. A reshape that ends a depth-to-space or channel shuffle stays too: other passes know it by its shape.
 """
 
 from __future__ import annotations
@@ -27,21 +28,22 @@ def remove_identities(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModul
     """
     bound = [(var, value) for var, value in graph.bindings(mod) if isinstance(value, relax.Call)]
     calls = {var.name: value for var, value in bound}
+    identities = {var.name for var, value in bound if _is_identity(value, var) and not _is_bias(value, calls)}
     chained = any(
         _is_reshape(call) and _is_reshape(calls.get(getattr(call.args[0], "name", ""))) for call in calls.values()
     )
-    if not chained and not any(_is_identity(value, var) for var, value in bound):
+    if not chained and not identities:
         return mod
 
     def rewrite(builder: Any, var: Any, value: Any, lookup: Any) -> Any:
-        if _is_identity(value, var):
+        if var.name in identities:
             data = value.args[0].fields[0] if isinstance(value.args[0], relax.Tuple) else value.args[0]
             renamed[var.name] = lookup(data).name
             return lookup(data)
         if graph.op_name(value) == "relax.reshape" and isinstance(value.args[0], relax.Var):
             data = lookup(value.args[0])
             producer = builder.lookup_binding(data)
-            if producer is not None and graph.op_name(producer) == "relax.reshape":
+            if _is_reshape(producer) and not _ends_shuffle(producer, builder):
                 source = producer.args[0]
                 if graph.shape_of(source) == graph.shape_of(var):
                     renamed[var.name] = source.name
@@ -54,6 +56,18 @@ def remove_identities(mod: tvm.IRModule, renamed: dict[str, str]) -> tvm.IRModul
 
 def _is_reshape(call: Any) -> bool:
     return graph.op_name(call) == "relax.reshape"
+
+
+def _is_bias(call: Any, calls: dict[str, Any]) -> bool:
+    """Whether a call is the first thing that happens to a layer's accumulator."""
+    return isinstance(call.args[0], relax.Var) and graph.op_name(calls.get(call.args[0].name)) in graph.LAYER_OPS
+
+
+def _ends_shuffle(reshape: Any, builder: Any) -> bool:
+    """Whether a reshape undoes the split axes of a transposed tensor of more than four dimensions."""
+    source = reshape.args[0]
+    producer = builder.lookup_binding(source) if isinstance(source, relax.Var) else None
+    return graph.op_name(producer) == "relax.permute_dims" and len(graph.shape_of(source)) > 4
 
 
 def _is_identity(call: Any, var: Any) -> bool:

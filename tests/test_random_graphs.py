@@ -37,20 +37,9 @@ def test_float_path_equals_onnx_runtime(model: onnx.ModelProto) -> None:
     check(model)
 
 
-KNOWN = pytest.mark.xfail(reason="canonicalize: see the comment", strict=False)
-
-
-@pytest.mark.parametrize(
-    "seed",
-    [
-        61,
-        # A flatten joined with the last reshape of a DCR depth-to-space: the layer's channels are permuted for a
-        # pixel_shuffle that only a dead variable reads, the flatten reads the unpermuted chain.
-        pytest.param(11, marks=KNOWN),
-        # The zero bias of a layer with one output channel is removed as `x + 0` when its sum is read elsewhere.
-        pytest.param(116, marks=KNOWN),
-    ],
-)
+# 11, 372: a flatten joined with the last reshape of a DCR depth-to-space; 116: the zero bias of a layer with one
+# channel.
+@pytest.mark.parametrize("seed", [11, 61, 116, 372])
 def test_graphs_that_once_failed(seed: int) -> None:
     check(random_model(seed))
 
