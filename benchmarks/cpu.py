@@ -1,9 +1,11 @@
-"""Latency on the CPU against ONNX Runtime and OpenVINO, one process, interleaved, medians; time and memory of quantizing ResNet-18.
+"""Latency on the CPU against ONNX Runtime and OpenVINO, one process, interleaved, medians; time and memory of
+quantizing ResNet-18.
 
     python benchmarks/cpu.py [--networks resnet18 ...] [--threads 1 2] [--seconds 6] [--no-peers] [--calibration]
 
-Every contender runs once per round; rounds repeat until the time is up, so that drift of the machine hits all alike. Printed: median milliseconds, and the
-median over rounds of (contender / ONNX Runtime int8) in parentheses. Results go to benchmarks/results/cpu.json.
+Every contender runs once per round; rounds repeat until the time is up, so that drift of the machine hits all alike.
+Printed: median milliseconds, and the median over rounds of (contender / ONNX Runtime int8) in parentheses. Results go
+to benchmarks/results/cpu.json.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def contenders(network: str, threads: int, with_peers: bool) -> dict[str, Callab
     shape = tuple(d.dim_value or 1 for d in model.graph.input[0].type.tensor_type.shape.dim)
     calibration, x = models.smooth_noise((16, *shape[1:]), 5), models.smooth_noise(shape, 6)
     runs: dict[str, Callable[[], object]] = {}
-    common = dict(target="llvm", calibration=calibration, sparsity=None, num_threads=threads, measure=False, progress=False)
+    common = dict(
+        target="llvm", calibration=calibration, sparsity=None, num_threads=threads, measure=False, progress=False
+    )
     for name, bits in (("ours float", None), ("ours W8A8", 8)):
         module = lpsn_tvm.build(model, bits=bits, **common)
         executable = module.executable
@@ -57,7 +61,10 @@ def contenders(network: str, threads: int, with_peers: bool) -> dict[str, Callab
         runs[name] = lambda e=executable, t=tensors: e.run(t)
     set_num_threads(threads)
     if with_peers:
-        for name, run in (("onnxruntime float", peers.onnxruntime_float(model, threads)), (BASE, peers.onnxruntime_int8(model, calibration, threads))):
+        for name, run in (
+            ("onnxruntime float", peers.onnxruntime_float(model, threads)),
+            (BASE, peers.onnxruntime_int8(model, calibration, threads)),
+        ):
             runs[name] = lambda r=run: r(x)
         try:
             openvino = peers.openvino_int8(model, calibration, threads)
@@ -90,9 +97,11 @@ images = np.load({images!r}, mmap_mode="r")
 import lpsn_tvm
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 start = time.perf_counter()
-module = lpsn_tvm.build(model, target="llvm", bits=8, sparsity={sparsity!r}, calibration=images, measure=False, progress=False)
+options = dict(target="llvm", bits=8, sparsity={sparsity!r}, measure=False, progress=False)
+module = lpsn_tvm.build(model, calibration=images, **options)
 seconds = time.perf_counter() - start
-print(json.dumps(dict(seconds=seconds, peak_MiB=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, before_MiB=before, stages=module.report.seconds)))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps(dict(seconds=seconds, peak_MiB=peak, before_MiB=before, stages=module.report.seconds)))
 """
 PEER_SCRIPT = """
 import sys, time, json, resource, tempfile, pathlib
@@ -107,7 +116,8 @@ if {peer!r} == "onnxruntime":
         peers.quantize_onnxruntime(model, images, pathlib.Path(folder) / "q.onnx")
 else:
     peers.openvino_int8(model, images, 2)
-print(json.dumps(dict(seconds=time.perf_counter() - start, peak_MiB=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps(dict(seconds=time.perf_counter() - start, peak_MiB=peak)))
 """
 
 
@@ -150,7 +160,9 @@ def main() -> None:
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--seconds", type=float, default=6.0, help="per contender")
     parser.add_argument("--no-peers", action="store_true")
-    parser.add_argument("--calibration", action="store_true", help="also time and memory of quantizing ResNet-18 with 512 images")
+    parser.add_argument(
+        "--calibration", action="store_true", help="also time and memory of quantizing ResNet-18 with 512 images"
+    )
     parser.add_argument("--keep", default="cpu", help="name of the result file")
     options = parser.parse_args()
     results: dict[str, object] = {}
@@ -160,7 +172,11 @@ def main() -> None:
             results[f"{network}, {threads} thread{'s' if threads > 1 else ''}"] = rows
             print(f"{network}, {threads} thread(s)")
             for name, row in rows.items():
-                ratio = f"  ({row['ratio_to_ort_int8']:.2f}x ORT int8, {row['ratio_to_ort_float']:.2f}x ORT float)" if "ratio_to_ort_int8" in row else ""
+                ratio = (
+                    f"  ({row['ratio_to_ort_int8']:.2f}x ORT int8, {row['ratio_to_ort_float']:.2f}x ORT float)"
+                    if "ratio_to_ort_int8" in row
+                    else ""
+                )
                 print(f"  {name:20s} {row['median_ms']:9.3f} ms{ratio}", flush=True)
     if options.calibration:
         results["calibration"] = calibration_cost(not options.no_peers)

@@ -1,7 +1,8 @@
 """Networks for tests and benchmarks: real architectures, seeded random weights, warmed batch norm, as ONNX.
 
-Every network is built operator by operator; each operator is evaluated at once on a small smooth random batch, so that batch norm gets the mean and
-variance it would have learnt and activations stay in a realistic range to the last layer.
+Every network is built operator by operator; each operator is evaluated at once on a small smooth random batch, so
+that batch norm gets the mean and variance it would have learnt and activations stay in a realistic range to the last
+layer.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def smooth_noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
 class Net:
     """Writes ONNX nodes and runs them on a sample at the same time. Values are named by their node."""
 
-    def __init__(self, name: str, shape: tuple[int, int, int], seed: int, dynamic_batch: bool = True, samples: int = 4) -> None:
+    def __init__(
+        self, name: str, shape: tuple[int, int, int], seed: int, dynamic_batch: bool = True, samples: int = 4
+    ) -> None:
         self.name, self.rng, self.shape = name, np.random.default_rng(seed), shape
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
@@ -55,8 +58,19 @@ class Net:
     def channels(self, x: str) -> int:
         return int(self.values[x].shape[1])
 
-    def conv(self, x: str, out: int, kernel: int = 3, stride: int = 1, pad: int | None = None, groups: int = 1, bias: bool = False,
-             dilation: int = 1, name: str | None = None, gain: float = 2.0) -> str:
+    def conv(
+        self,
+        x: str,
+        out: int,
+        kernel: int = 3,
+        stride: int = 1,
+        pad: int | None = None,
+        groups: int = 1,
+        bias: bool = False,
+        dilation: int = 1,
+        name: str | None = None,
+        gain: float = 2.0,
+    ) -> str:
         name = name or self.fresh("conv")
         pad = (kernel - 1) * dilation // 2 if pad is None else pad
         shape = (out, self.channels(x) // groups, kernel, kernel)
@@ -65,18 +79,52 @@ class Net:
         b = (self.rng.standard_normal(out) * 0.1).astype(np.float32) if bias else None
         if b is not None:
             inputs.append(self.weight(name + ".bias", b))
-        y = F.conv2d(self.values[x], torch.from_numpy(w), None if b is None else torch.from_numpy(b), stride, pad, dilation, groups)
-        return self.node("Conv", inputs, y, name, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4, group=groups, dilations=[dilation] * 2)
+        y = F.conv2d(
+            self.values[x],
+            torch.from_numpy(w),
+            None if b is None else torch.from_numpy(b),
+            stride,
+            pad,
+            dilation,
+            groups,
+        )
+        return self.node(
+            "Conv",
+            inputs,
+            y,
+            name,
+            kernel_shape=[kernel] * 2,
+            strides=[stride] * 2,
+            pads=[pad] * 4,
+            group=groups,
+            dilations=[dilation] * 2,
+        )
 
-    def conv_transpose(self, x: str, out: int, kernel: int, stride: int, pad: int, output_pad: int = 0, bias: bool = False) -> str:
+    def conv_transpose(
+        self, x: str, out: int, kernel: int, stride: int, pad: int, output_pad: int = 0, bias: bool = False
+    ) -> str:
         name = self.fresh("convtranspose")
-        w = (self.rng.standard_normal((self.channels(x), out, kernel, kernel)) * np.sqrt(2.0 * stride * stride / (self.channels(x) * kernel * kernel))).astype(np.float32)
+        w = (
+            self.rng.standard_normal((self.channels(x), out, kernel, kernel))
+            * np.sqrt(2.0 * stride * stride / (self.channels(x) * kernel * kernel))
+        ).astype(np.float32)
         inputs = [x, self.weight(name + ".weight", w)]
         b = (self.rng.standard_normal(out) * 0.1).astype(np.float32) if bias else None
         if b is not None:
             inputs.append(self.weight(name + ".bias", b))
-        y = F.conv_transpose2d(self.values[x], torch.from_numpy(w), None if b is None else torch.from_numpy(b), stride, pad, output_pad)
-        return self.node("ConvTranspose", inputs, y, name, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4, output_padding=[output_pad] * 2)
+        y = F.conv_transpose2d(
+            self.values[x], torch.from_numpy(w), None if b is None else torch.from_numpy(b), stride, pad, output_pad
+        )
+        return self.node(
+            "ConvTranspose",
+            inputs,
+            y,
+            name,
+            kernel_shape=[kernel] * 2,
+            strides=[stride] * 2,
+            pads=[pad] * 4,
+            output_padding=[output_pad] * 2,
+        )
 
     def norm(self, x: str) -> str:
         """Batch norm with the statistics of the sample, and a scale and shift as training leaves them."""
@@ -91,7 +139,11 @@ class Net:
 
     def instance_norm(self, x: str) -> str:
         name, c = self.fresh("instancenorm"), self.channels(x)
-        inputs = [x, self.weight(name + ".scale", np.ones(c, np.float32)), self.weight(name + ".bias", np.zeros(c, np.float32))]
+        inputs = [
+            x,
+            self.weight(name + ".scale", np.ones(c, np.float32)),
+            self.weight(name + ".bias", np.zeros(c, np.float32)),
+        ]
         return self.node("InstanceNormalization", inputs, F.instance_norm(self.values[x]), name, epsilon=1e-5)
 
     def relu(self, x: str) -> str:
@@ -112,16 +164,33 @@ class Net:
         return self.node("Concat", list(xs), torch.cat([self.values[x] for x in xs], 1), axis=1)
 
     def max_pool(self, x: str, kernel: int, stride: int, pad: int = 0) -> str:
-        return self.node("MaxPool", [x], F.max_pool2d(self.values[x], kernel, stride, pad), kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4)
+        return self.node(
+            "MaxPool",
+            [x],
+            F.max_pool2d(self.values[x], kernel, stride, pad),
+            kernel_shape=[kernel] * 2,
+            strides=[stride] * 2,
+            pads=[pad] * 4,
+        )
 
     def avg_pool(self, x: str, kernel: int, stride: int) -> str:
-        return self.node("AveragePool", [x], F.avg_pool2d(self.values[x], kernel, stride), kernel_shape=[kernel] * 2, strides=[stride] * 2)
+        return self.node(
+            "AveragePool",
+            [x],
+            F.avg_pool2d(self.values[x], kernel, stride),
+            kernel_shape=[kernel] * 2,
+            strides=[stride] * 2,
+        )
 
     def upsample(self, x: str, factor: int = 2, mode: str = "nearest") -> str:
         name = self.fresh("resize")
         scales = self.weight(name + ".scales", np.array([1, 1, factor, factor], np.float32))
         y = F.interpolate(self.values[x], scale_factor=factor, mode="nearest" if mode == "nearest" else "bilinear")
-        attrs = dict(coordinate_transformation_mode="asymmetric", nearest_mode="floor") if mode == "nearest" else dict(coordinate_transformation_mode="half_pixel")
+        attrs = (
+            dict(coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+            if mode == "nearest"
+            else dict(coordinate_transformation_mode="half_pixel")
+        )
         return self.node("Resize", [x, "", scales], y, name, mode=mode, **attrs)
 
     def reflect_pad(self, x: str, p: int) -> str:
@@ -141,19 +210,34 @@ class Net:
         w = (self.rng.standard_normal((out, self.channels(x))) * np.sqrt(1.0 / self.channels(x))).astype(np.float32)
         b = (self.rng.standard_normal(out) * 0.1).astype(np.float32)
         y = self.values[x] @ torch.from_numpy(w).T + torch.from_numpy(b)
-        return self.node("Gemm", [x, self.weight(name + ".weight", w), self.weight(name + ".bias", b)], y, name, transB=1)
+        return self.node(
+            "Gemm", [x, self.weight(name + ".weight", w), self.weight(name + ".bias", b)], y, name, transB=1
+        )
 
-    def conv_bn_relu(self, x: str, out: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: Callable[[str], str] | None = None) -> str:
+    def conv_bn_relu(
+        self,
+        x: str,
+        out: int,
+        kernel: int = 3,
+        stride: int = 1,
+        groups: int = 1,
+        act: Callable[[str], str] | None = None,
+    ) -> str:
         y = self.norm(self.conv(x, out, kernel, stride, groups=groups))
         return (act or self.relu)(y)
 
     def model(self, output: str) -> onnx.ModelProto:
         shape = list(self.values[output].shape)
         graph = helper.make_graph(
-            [*self.nodes, helper.make_node("Identity", [output], ["output"], name="output_identity")], self.name,
+            [*self.nodes, helper.make_node("Identity", [output], ["output"], name="output_identity")],
+            self.name,
             [helper.make_tensor_value_info("input", TensorProto.FLOAT, [self.batch, *self.shape])],
-            [helper.make_tensor_value_info("output", TensorProto.FLOAT, [self.batch, *shape[1:]])], self.initializers)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9, producer_name="lpsn_tvm benchmarks")
+            [helper.make_tensor_value_info("output", TensorProto.FLOAT, [self.batch, *shape[1:]])],
+            self.initializers,
+        )
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9, producer_name="lpsn_tvm benchmarks"
+        )
         onnx.checker.check_model(model)
         return model
 
@@ -215,7 +299,15 @@ def mobilenet_v2(seed: int = 0, classes: int = 1000, size: int = 224) -> onnx.Mo
     """MobileNetV2 1.0 (Sandler et al. 2018), 3.5 M parameters, 0.3 GMAC at 224."""
     net = Net("mobilenet_v2", (3, size, size), seed)
     x = net.conv_bn_relu("input", 32, 3, 2, act=net.relu6)
-    for expand, out, depth, stride in ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)):
+    for expand, out, depth, stride in (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ):
         for index in range(depth):
             s, width = stride if index == 0 else 1, net.channels(x) * expand
             y = x if expand == 1 else net.conv_bn_relu(x, width, 1, act=net.relu6)
@@ -280,7 +372,9 @@ def unet(seed: int = 0, classes: int = 19, size: int = 128, base: int = 32) -> o
 
 @torch.no_grad()
 def frrn(seed: int = 0, classes: int = 19, size: int = 128) -> onnx.ModelProto:
-    """A full-resolution residual network (Pohlen et al. 2017): a 32-channel full-resolution stream beside a pooled one."""
+    """A full-resolution residual network (Pohlen et al. 2017): a 32-channel full-resolution stream beside a pooled
+    one.
+    """
     net = Net("frrn", (3, size, size), seed, samples=2)
     y = _basic_block(net, net.conv_bn_relu("input", 48, 5), 48, 1)
     z = net.conv(y, 32, 1)
@@ -301,7 +395,9 @@ def frrn(seed: int = 0, classes: int = 19, size: int = 128) -> onnx.ModelProto:
 
 @torch.no_grad()
 def cyclegan_generator(seed: int = 0, size: int = 128, blocks: int = 6, base: int = 32) -> onnx.ModelProto:
-    """The CycleGAN generator (Zhu et al. 2017): reflection pads, instance norm, residual blocks, transposed convolutions, tanh."""
+    """The CycleGAN generator (Zhu et al. 2017): reflection pads, instance norm, residual blocks, transposed
+    convolutions, tanh.
+    """
     net = Net("cyclegan_generator", (3, size, size), seed, samples=1)
     x = net.relu(net.instance_norm(net.conv(net.reflect_pad("input", 3), base, 7, pad=0, bias=True)))
     for width in (base * 2, base * 4):
@@ -315,9 +411,17 @@ def cyclegan_generator(seed: int = 0, size: int = 128, blocks: int = 6, base: in
 
 
 LATENCY_NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
-    "resnet18": resnet18, "resnet20": resnet20, "vgg11": vgg11, "mobilenet_v2": mobilenet_v2, "espcn": espcn,
+    "resnet18": resnet18,
+    "resnet20": resnet20,
+    "vgg11": vgg11,
+    "mobilenet_v2": mobilenet_v2,
+    "espcn": espcn,
 }
 STRUCTURE_NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
-    "densenet121": densenet121, "mobilenet_v2": mobilenet_v2, "preact_resnet18": preact_resnet18, "unet": unet, "frrn": frrn,
+    "densenet121": densenet121,
+    "mobilenet_v2": mobilenet_v2,
+    "preact_resnet18": preact_resnet18,
+    "unet": unet,
+    "frrn": frrn,
     "cyclegan_generator": cyclegan_generator,
 }

@@ -50,8 +50,15 @@ def quantize_onnxruntime(model: onnx.ModelProto, calibration: np.ndarray, path: 
         source, prepared = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
         onnx.save(model, source)
         quant_pre_process(str(source), str(prepared))
-        quantize_static(str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+        quantize_static(
+            str(prepared),
+            str(path),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
     return path
 
 
@@ -74,8 +81,12 @@ def openvino_int8(model: onnx.ModelProto, calibration: np.ndarray, threads: int,
         onnx.save(model, path)
         graph = core.read_model(path)
     graph.reshape([batch, *calibration.shape[1:]])
-    quantized = nncf.quantize(graph, nncf.Dataset([sample[None] for sample in calibration]), subset_size=len(calibration))
-    compiled = core.compile_model(quantized, "CPU", {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"})
+    quantized = nncf.quantize(
+        graph, nncf.Dataset([sample[None] for sample in calibration]), subset_size=len(calibration)
+    )
+    compiled = core.compile_model(
+        quantized, "CPU", {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    )
     request = compiled.create_infer_request()
 
     def run(x: np.ndarray) -> np.ndarray:

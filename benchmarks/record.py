@@ -1,4 +1,6 @@
-"""Keeping results: one JSON file per benchmark with date, machine and versions, so that a table in the README can be traced to a run."""
+"""Keeping results: one JSON file per benchmark with date, machine and versions, so that a table in the README can
+be traced to a run.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,16 @@ PACKAGES = ("lpsn-tvm", "apache-tvm", "torch", "onnxruntime", "openvino", "nncf"
 
 def machine() -> dict[str, Any]:
     """CPU model, its vector extensions, cores and memory."""
-    info: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()}
+    info: dict[str, Any] = {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
     try:
         cpu = Path("/proc/cpuinfo").read_text()
-        info["cpu"] = next((line.split(":", 1)[1].strip() for line in cpu.splitlines() if line.startswith("model name")), "unknown")
+        info["cpu"] = next(
+            (line.split(":", 1)[1].strip() for line in cpu.splitlines() if line.startswith("model name")), "unknown"
+        )
         flags = next((line.split(":", 1)[1].split() for line in cpu.splitlines() if line.startswith("flags")), [])
         info["features"] = [f for f in flags if f.startswith(("avx", "amx", "fma"))]
         info["cores"] = cpu.count("processor\t")
@@ -44,8 +52,12 @@ def keep(name: str, results: Any, **settings: Any) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     record = {
-        "benchmark": name, "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "machine": machine(),
-        "versions": versions(), "settings": settings, "results": results,
+        "benchmark": name,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+        "settings": settings,
+        "results": results,
     }
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path

@@ -1,4 +1,5 @@
-"""lpsn_tvm: from a trained ONNX network and a few hundred samples to a small, fast, low-precision module for the hardware it must run on.
+"""lpsn_tvm: from a trained ONNX network and a few hundred samples to a small, fast, low-precision module for the
+hardware it must run on.
 
     import lpsn_tvm
     module = lpsn_tvm.build("model.onnx", target="llvm", bits=8, calibration=images)
@@ -23,7 +24,15 @@ _LAZY = {
     **{
         name: "lpsn_tvm.errors"
         for name in (
-            "LpsnError", "ArtifactError", "CalibrationError", "CompileError", "ModelError", "PruneError", "QuantizeError", "RecipeError", "TargetError",
+            "LpsnError",
+            "ArtifactError",
+            "CalibrationError",
+            "CompileError",
+            "ModelError",
+            "PruneError",
+            "QuantizeError",
+            "RecipeError",
+            "TargetError",
             "UnsupportedOpError",
         )
     },
@@ -50,8 +59,23 @@ if TYPE_CHECKING:
     from lpsn_tvm.targets.backend import Backend
 
 __all__ = [
-    "Artifact", "ArtifactError", "Backend", "CalibrationError", "CalibrationSet", "CompileError", "LpsnError", "ModelError", "PruneError", "QuantizeError",
-    "Recipe", "RecipeError", "Report", "TargetError", "UnsupportedOpError", "build", "load",
+    "Artifact",
+    "ArtifactError",
+    "Backend",
+    "CalibrationError",
+    "CalibrationSet",
+    "CompileError",
+    "LpsnError",
+    "ModelError",
+    "PruneError",
+    "QuantizeError",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "TargetError",
+    "UnsupportedOpError",
+    "build",
+    "load",
 ]
 
 

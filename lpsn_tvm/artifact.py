@@ -1,7 +1,8 @@
 """The module that a build returns: run it, measure it, save it, load it.
 
-File format 1: a zip of `manifest.json`, `library.so`, `params.bin` and `digest.txt` (SHA-256 of the other three). The library is native code: load only files
-from a source you trust, as with any program. Nothing is executed before digest, format and CPU features have been checked.
+File format 1: a zip of `manifest.json`, `library.so`, `params.bin` and `digest.txt` (SHA-256 of the other three). The
+library is native code: load only files from a source you trust, as with any program. Nothing is executed before
+digest, format and CPU features have been checked.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a fresh build still knows and a loaded file does not: the pruned float graph, the quantization plan, and how to export them."""
+    """What a fresh build still knows and a loaded file does not: the pruned float graph, the quantization plan,
+    and how to export them.
+    """
 
     mod: Any
     plan: Any
@@ -105,7 +108,8 @@ class Artifact:
 
         Parameters
         ----------
-        x : array-like[N, ...], or dict of them, or one positional argument per input
+        *args, **kwargs : array-like[N, ...]
+            One positional argument per input, keywords by input name, or one dict by input name.
             Any N: batches other than the compiled one are run in pieces, the last one padded.
 
         Returns
@@ -131,23 +135,29 @@ class Artifact:
         names = [info.name for info in self.inputs]
         if len(args) == 1 and isinstance(args[0], Mapping):
             kwargs, args = {**args[0], **kwargs}, ()
-        given = {**dict(zip(names, args)), **kwargs}
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
         if len(args) > len(names) or set(given) != set(names):
-            raise LpsnError(f"expected inputs {names}, got {len(args)} positional and {sorted(kwargs)}", where="module call")
+            raise LpsnError(
+                f"expected inputs {names}, got {len(args)} positional and {sorted(kwargs)}", where="module call"
+            )
         arrays = []
         for info in self.inputs:
             array = np.asarray(given[info.name])
             if array.dtype.kind not in "fiub":
                 raise LpsnError(f"dtype {array.dtype} is not a real number type", where=f"input {info.name!r}")
             if array.shape[1:] != info.shape[1:] or array.ndim != len(info.shape) or array.shape[0] == 0:
-                raise LpsnError(f"shape {array.shape} does not fit {('N', *info.shape[1:])}", where=f"input {info.name!r}")
+                raise LpsnError(
+                    f"shape {array.shape} does not fit {('N', *info.shape[1:])}", where=f"input {info.name!r}"
+                )
             arrays.append(np.ascontiguousarray(array, info.dtype))
         if len({array.shape[0] for array in arrays}) > 1:
             raise LpsnError("all inputs must have the same batch size", where="module call")
         return arrays
 
     def benchmark(self, *, repeats: int = 30, warmup: int = 5) -> float:
-        """Median milliseconds of one run on constant data of the compiled batch size, conversions from numpy left out."""
+        """Median milliseconds of one run on constant data of the compiled batch size, conversions from numpy left
+        out.
+        """
         tensors = self.executable.prepare([np.full(info.shape, 0.5, info.dtype) for info in self.inputs])
         times = []
         for index in range(warmup + repeats):
@@ -158,7 +168,8 @@ class Artifact:
         return float(np.median(times)) * 1e3
 
     def to_onnx(self, path: str | os.PathLike[str] | None = None, *, quantized: bool | None = None) -> onnx.ModelProto:
-        """The pruned network as ONNX: QDQ when it was quantized (`quantized=None` or True), else float; written atomically when a path is given.
+        """The pruned network as ONNX: QDQ when it was quantized (`quantized=None` or True), else float; written
+        atomically when a path is given.
 
         Raises
         ------
@@ -166,11 +177,16 @@ class Artifact:
             On a module that was loaded from a file (build it again), or `quantized=True` on a float build.
         """
         if self.sources is None:
-            raise ArtifactError("a loaded module has no graph any more; call to_onnx on the module that build() returned", where="to_onnx")
+            raise ArtifactError(
+                "a loaded module has no graph any more; call to_onnx on the module that build() returned",
+                where="to_onnx",
+            )
         if quantized and self.sources.plan is None:
             raise ArtifactError("this module was built with bits=None: there is no quantized form", where="to_onnx")
         plan = self.sources.plan if quantized is not False else None
-        return self.sources.export(self.sources.mod, path, plan, output_names=[info.name for info in self.outputs])
+        names = [info.name for info in self.outputs]
+        model: onnx.ModelProto = self.sources.export(self.sources.mod, path, plan, output_names=names)
+        return model
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one file, atomically: either the whole new file is there or the old one is untouched.
@@ -185,14 +201,31 @@ class Artifact:
         for array in self.params:
             bits = bits_needed(array)
             data = pack(array, bits)
-            entries.append({"shape": list(array.shape), "dtype": str(array.dtype), "bits": bits, "offset": payload.tell(), "size": len(data)})
+            entries.append(
+                {
+                    "shape": list(array.shape),
+                    "dtype": str(array.dtype),
+                    "bits": bits,
+                    "offset": payload.tell(),
+                    "size": len(data),
+                }
+            )
             payload.write(data)
         manifest = {
-            "format": FORMAT, "package": "lpsn_tvm", "target": self.target, "machine": self.machine, "cpu_features": list(self.cpu_features),
-            "inputs": [asdict(info) for info in self.inputs], "outputs": [asdict(info) for info in self.outputs],
-            "recipe": self.recipe.to_json(), "report": self.report.to_json(), "params": entries,
+            "format": FORMAT,
+            "package": "lpsn_tvm",
+            "target": self.target,
+            "machine": self.machine,
+            "cpu_features": list(self.cpu_features),
+            "inputs": [asdict(info) for info in self.inputs],
+            "outputs": [asdict(info) for info in self.outputs],
+            "recipe": self.recipe.to_json(),
+            "report": self.report.to_json(),
+            "params": entries,
         }
-        contents = dict(zip(_FILES, (json.dumps(manifest, indent=1).encode(), self.library, payload.getvalue()), strict=True))
+        contents = dict(
+            zip(_FILES, (json.dumps(manifest, indent=1).encode(), self.library, payload.getvalue()), strict=True)
+        )
         digests = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items())
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -235,16 +268,25 @@ def load(path: str | os.PathLike[str]) -> Artifact:
         manifest = json.loads(contents["manifest.json"])
         version = int(manifest["format"])
         if version > FORMAT:
-            raise ArtifactError(f"has format {version}; this version of lpsn_tvm reads up to {FORMAT}: upgrade the package", where=where)
+            raise ArtifactError(
+                f"has format {version}; this version of lpsn_tvm reads up to {FORMAT}: upgrade the package", where=where
+            )
         check_machine(manifest["cpu_features"], manifest["machine"], where)
         blob = contents["params.bin"]
         params = [
-            unpack(blob[e["offset"] : e["offset"] + e["size"]], tuple(e["shape"]), e["dtype"], e["bits"]) for e in manifest["params"]
+            unpack(blob[e["offset"] : e["offset"] + e["size"]], tuple(e["shape"]), e["dtype"], e["bits"])
+            for e in manifest["params"]
         ]
         artifact = Artifact(
-            library=contents["library.so"], params=params, target=manifest["target"], machine=manifest["machine"],
-            cpu_features=tuple(manifest["cpu_features"]), recipe=Recipe.from_json(manifest["recipe"]), report=Report.from_json(manifest["report"]),
-            inputs=[_info(i) for i in manifest["inputs"]], outputs=[_info(o) for o in manifest["outputs"]],
+            library=contents["library.so"],
+            params=params,
+            target=manifest["target"],
+            machine=manifest["machine"],
+            cpu_features=tuple(manifest["cpu_features"]),
+            recipe=Recipe.from_json(manifest["recipe"]),
+            report=Report.from_json(manifest["report"]),
+            inputs=[_info(i) for i in manifest["inputs"]],
+            outputs=[_info(o) for o in manifest["outputs"]],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"is not a valid module file ({type(error).__name__}: {error})", where=where) from error
@@ -268,7 +310,8 @@ def _read_checked(path: Path, where: str) -> dict[str, bytes]:
         raise ArtifactError(f"is not a module file or is truncated ({error})", where=where) from error
     except Exception as error:  # zlib.error and its like have no common base
         raise ArtifactError(f"is damaged ({error})", where=where) from error
-    expected = dict(reversed(line.split("  ", 1)) for line in contents["digest.txt"].decode("ascii", "replace").splitlines() if "  " in line)
+    lines = [line.partition("  ") for line in contents["digest.txt"].decode("ascii", "replace").splitlines()]
+    expected = {name: digest for digest, _, name in lines}
     for name in _FILES:
         if expected.get(name) != hashlib.sha256(contents[name]).hexdigest():
             raise ArtifactError(f"has a wrong digest for {name}: the file was altered or damaged", where=where)

@@ -12,7 +12,9 @@ from lpsn_tvm.errors import LpsnError
 
 app = typer.Typer(
     help="Make a trained convolutional network small and fast: remove channels, quantize to 2..8 bits, compile.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead of tables.")]
 
@@ -27,13 +29,15 @@ def _fail(error: Exception, as_json: bool) -> NoReturn:
 
 
 def _pair(text: str) -> int | tuple[int, int] | None:
-    """ "8" -> 8, "4,8" -> (4, 8), "float" -> None."""
+    """Bits from text: "8" -> 8, "4,8" -> (4, 8), "float" -> None."""
     if text in ("float", "none", "32"):
         return None
     try:
         parts = [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise LpsnError(f"expected a number of bits, two of them (weights,activations), or float; got {text!r}", where="--bits") from error
+        raise LpsnError(
+            f"expected a number of bits, two of them (weights,activations), or float; got {text!r}", where="--bits"
+        ) from error
     return parts[0] if len(parts) == 1 else (parts[0], parts[1]) if len(parts) == 2 else _too_many(text)
 
 
@@ -50,7 +54,9 @@ def _sparsity(values: list[str]) -> Any:
         try:
             return float(text)
         except ValueError as error:
-            raise LpsnError(f'expected a fraction, "auto", "none" or LAYER=FRACTION, got {text!r}', where="--sparsity") from error
+            raise LpsnError(
+                f'expected a fraction, "auto", "none" or LAYER=FRACTION, got {text!r}', where="--sparsity"
+            ) from error
     pairs = [value.rpartition("=") for value in values]
     if not all(layer and sign for layer, sign, _ in pairs):
         raise LpsnError(f"expected LAYER=FRACTION for each layer, got {values}", where="--sparsity")
@@ -74,22 +80,35 @@ def _shapes(values: list[str]) -> dict[str, tuple[int, ...]]:
 def build(
     model: Annotated[Path, typer.Argument(help="ONNX model.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Module file to write.")],
-    calibration: Annotated[Optional[Path], typer.Option(help="Folder of images, or .npy / .npz file, of unlabelled samples.")] = None,  # noqa: UP045
+    calibration: Annotated[
+        Path | None, typer.Option(help="Folder of images, or .npy / .npz file, of unlabelled samples.")
+    ] = None,
     target: Annotated[str, typer.Option(help="Backend or TVM target string.")] = "llvm",
     bits: Annotated[str, typer.Option(help="2..8, WEIGHTS,ACTIVATIONS such as 4,8, or float.")] = "8",
-    sparsity: Annotated[Optional[list[str]], typer.Option(help='Fraction of channels to remove, "auto", "none", or LAYER=FRACTION (repeatable).')] = None,  # noqa: UP045
-    align: Annotated[Optional[int], typer.Option(help="Kept channels are a multiple of this; 1: exact fractions.")] = None,  # noqa: UP045
-    score: Annotated[str, typer.Option(help="output_error, mean_activation (the paper's), zero_fraction or random.")] = "output_error",
+    sparsity: Annotated[
+        list[str] | None,
+        typer.Option(help='Fraction of channels to remove, "auto", "none", or LAYER=FRACTION (repeatable).'),
+    ] = None,
+    align: Annotated[int | None, typer.Option(help="Kept channels are a multiple of this; 1: exact fractions.")] = None,
+    score: Annotated[
+        str, typer.Option(help="output_error, mean_activation (the paper's), zero_fraction or random.")
+    ] = "output_error",
     observer: Annotated[str, typer.Option(help="mse, minmax, percentile or entropy.")] = "mse",
-    ignore: Annotated[Optional[list[str]], typer.Option(help="Layer (or pattern) to leave as it is; repeatable.")] = None,  # noqa: UP045
+    ignore: Annotated[list[str] | None, typer.Option(help="Layer (or pattern) to leave as it is; repeatable.")] = None,
     batch: Annotated[int, typer.Option(help="Batch size to compile for.")] = 1,
-    input_shape: Annotated[Optional[list[str]], typer.Option(help="NAME=1x3x224x224 for dynamic dimensions; repeatable.")] = None,  # noqa: UP045
+    input_shape: Annotated[
+        list[str] | None, typer.Option(help="NAME=1x3x224x224 for dynamic dimensions; repeatable.")
+    ] = None,
     input_range: Annotated[Optional[str], typer.Option(help="LOW,HIGH that images are mapped to.")] = None,  # noqa: UP045
     samples: Annotated[int, typer.Option(help="Calibration samples at most.")] = 512,
     threads: Annotated[Optional[int], typer.Option(help="Threads of the module.")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
-    measure: Annotated[bool, typer.Option(help="Measure the latency of module and float network for the report.")] = True,
-    onnx: Annotated[Optional[Path], typer.Option("--onnx", help="Also write the compressed network as (QDQ) ONNX.")] = None,  # noqa: UP045
+    measure: Annotated[
+        bool, typer.Option(help="Measure the latency of module and float network for the report.")
+    ] = True,
+    onnx: Annotated[
+        Path | None, typer.Option("--onnx", help="Also write the compressed network as (QDQ) ONNX.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Prune, quantize and compile MODEL into one module file."""
@@ -103,9 +122,22 @@ def build(
             options["input_range"] = tuple(float(v) for v in input_range.split(","))
         _check_writable(output)
         module = lpsn_tvm.build(
-            model, target=target, bits=_pair(bits), calibration=calibration, align=align, score=score, observer=observer, ignore=tuple(ignore or ()),
-            batch=batch, input_shapes=_shapes(input_shape or []), samples=samples, num_threads=threads, seed=seed, measure=measure,
-            progress=False if as_json else None, **options,
+            model,
+            target=target,
+            bits=_pair(bits),
+            calibration=calibration,
+            align=align,
+            score=score,
+            observer=observer,
+            ignore=tuple(ignore or ()),
+            batch=batch,
+            input_shapes=_shapes(input_shape or []),
+            samples=samples,
+            num_threads=threads,
+            seed=seed,
+            measure=measure,
+            progress=False if as_json else None,
+            **options,
         )
         module.save(output)
         if onnx is not None:
@@ -154,16 +186,22 @@ def run(
             import io
 
             buffer = io.BytesIO()
-            np.savez(buffer, **outputs)
+            np.savez(buffer, allow_pickle=False, **outputs)
             write_atomically(output, buffer.getvalue())
     except LpsnError as error:
         _fail(error, as_json)
     if as_json:
-        summary = {name: {"shape": list(v.shape), "min": float(v.min()), "max": float(v.max()), "mean": float(v.mean())} for name, v in outputs.items()}
+        summary = {
+            name: {"shape": list(v.shape), "min": float(v.min()), "max": float(v.max()), "mean": float(v.mean())}
+            for name, v in outputs.items()
+        }
         typer.echo(json.dumps({"outputs": summary, "ms": artifact.benchmark()}))
         return
     for name, value in outputs.items():
-        typer.echo(f"{name}: {value.dtype}{list(value.shape)}  min {value.min():.6g}  mean {value.mean():.6g}  max {value.max():.6g}")
+        typer.echo(
+            f"{name}: {value.dtype}{list(value.shape)}  "
+            f"min {value.min():.6g}  mean {value.mean():.6g}  max {value.max():.6g}"
+        )
         if output is None and value.size <= 64:
             typer.echo(np.array2string(value, precision=5, suppress_small=True))
     typer.echo(f"{artifact.benchmark():.3f} ms per run of batch {artifact.batch}")
@@ -179,8 +217,11 @@ def inspect(module: Annotated[Path, typer.Argument(help="Module file.")], as_jso
     except LpsnError as error:
         _fail(error, as_json)
     extra = {
-        "inputs": {i.name: list(i.shape) for i in artifact.inputs}, "outputs": {o.name: list(o.shape) for o in artifact.outputs},
-        "cpu_features": list(artifact.cpu_features), "recipe": artifact.recipe.to_json(), "bytes": module.stat().st_size,
+        "inputs": {i.name: list(i.shape) for i in artifact.inputs},
+        "outputs": {o.name: list(o.shape) for o in artifact.outputs},
+        "cpu_features": list(artifact.cpu_features),
+        "recipe": artifact.recipe.to_json(),
+        "bytes": module.stat().st_size,
     }
     _show(artifact.report, as_json, extra)
 

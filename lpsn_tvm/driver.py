@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from lpsn_tvm.targets.backend import Backend
 
 SYNTHETIC_SAMPLES = 32
+NO_CALIBRATION = (
+    "no calibration data: ranges come from synthetic inputs and only dead channels are removed; expect less accuracy"
+)
 
 
 def build(
@@ -34,19 +37,23 @@ def build(
     Parameters
     ----------
     model : path, bytes or onnx.ModelProto
+        External data is read from beside the file.
     target : str or Backend
         "llvm" (this machine's CPU), a TVM target string such as "llvm -mcpu=cascadelake", or a Backend.
     bits : int, (weight bits, activation bits) or None
         2..8; None compiles the (pruned) network in float.
     calibration : optional
-        Unlabelled samples: ndarray, dict of arrays, list, iterator, generator function, torch DataLoader, .npy / .npz file, or a folder of images. Without it only
-        provably dead channels are removed and ranges come from seeded synthetic inputs; a warning and the report say so.
+        Unlabelled samples: ndarray, dict of arrays, list, iterator, generator function, torch DataLoader, .npy / .npz
+        file, or a folder of images. Without it only provably dead channels are removed and ranges come from seeded
+        synthetic inputs; a warning and the report say so.
     input_range, preprocessing : optional
-        How images become inputs: the interval that 0..255 is mapped to, and {"mean": ..., "std": ...} or a function of an array.
+        How images become inputs: the interval that 0..255 is mapped to, and {"mean": ..., "std": ...} or a function
+        of an array.
     progress : bool, callable (stage, done, total) or None
         None shows bars when standard error is a terminal.
     **options
-        The other fields of `Recipe`: sparsity, align, score, order, observer, ignore, batch, input_shapes, samples, seed, num_threads, ...
+        The other fields of `Recipe`: sparsity, align, score, order, observer, ignore, batch, input_shapes, samples,
+        seed, num_threads, ...
         `sparsity` is "auto" by default when there is calibration data.
 
     Returns
@@ -56,9 +63,12 @@ def build(
     Raises
     ------
     LpsnError
-        A subclass per stage: RecipeError, ModelError, UnsupportedOpError, CalibrationError, PruneError, QuantizeError, TargetError, CompileError.
+        A subclass per stage: RecipeError, ModelError, UnsupportedOpError, CalibrationError, PruneError,
+        QuantizeError, TargetError, CompileError.
     """
-    recipe = Recipe.from_options(bits=bits, **{"target": str(getattr(target, "name", target)), "sparsity": "auto", **options})
+    recipe = Recipe.from_options(
+        bits=bits, **{"target": str(getattr(target, "name", target)), "sparsity": "auto", **options}
+    )
 
     from lpsn_tvm.calibration import CalibrationSet
     from lpsn_tvm.export import to_onnx
@@ -75,10 +85,14 @@ def build(
         with watch.stage("read calibration data"):
             if calibration is None:
                 data = CalibrationSet.synthetic(imported.signature, SYNTHETIC_SAMPLES, recipe.seed)
-                warnings.warn("no calibration data: ranges come from synthetic inputs and only dead channels are removed; expect less accuracy", stacklevel=2)
+                warnings.warn(NO_CALIBRATION, stacklevel=2)
             else:
                 data = CalibrationSet.from_any(
-                    calibration, imported.signature, input_range=input_range, preprocessing=preprocessing, limit=recipe.samples
+                    calibration,
+                    imported.signature,
+                    input_range=input_range,
+                    preprocessing=preprocessing,
+                    limit=recipe.samples,
                 )
         net = Network(imported, recipe, backend.scheme, recipe.align or backend.channel_tile, data, progress=show)
         for stage in stages(recipe, is_synthetic=data.synthetic):
@@ -87,8 +101,14 @@ def build(
         with watch.stage("compile"):
             compiled = backend.compile(backend.lower(net.mod))
         artifact = Artifact(
-            library=compiled.library, params=compiled.params, inputs=input_infos(imported), outputs=output_infos(imported), recipe=recipe,
-            report=make_report(model_name(model), backend, net, watch.seconds), target=backend.tvm_target, cpu_features=compiled.cpu_features,
+            library=compiled.library,
+            params=compiled.params,
+            inputs=input_infos(imported),
+            outputs=output_infos(imported),
+            recipe=recipe,
+            report=make_report(model_name(model), backend, net, watch.seconds),
+            target=backend.tvm_target,
+            cpu_features=compiled.cpu_features,
             sources=Sources(net.pruned, net.plan, to_onnx),
         )
         if recipe.measure:

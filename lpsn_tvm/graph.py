@@ -1,6 +1,7 @@
 """Reading and rebuilding canonical Relax functions: the few helpers that every pass shares.
 
-Canonical form is described in CONTRIBUTING.md (Contract 1). Variables are named uniquely, so all results here are keyed by name.
+Canonical form is described in CONTRIBUTING.md (Contract 1). Variables are named uniquely, so all results here are
+keyed by name.
 """
 
 from __future__ import annotations
@@ -215,8 +216,9 @@ def rebuild(mod: tvm.IRModule, rewrite: Rewrite, params: list[Any] | None = None
     mod : IRModule
         Canonical module.
     rewrite : callable (builder, var, value, lookup) -> expression, or None
-        Returns what the variable is now: a new call (emitted under the old name), an existing variable (the binding disappears), or None to
-        keep the call with its operands replaced. `lookup` maps an old operand expression to the new one.
+        Returns what the variable is now: a new call (emitted under the old name), an existing variable (the binding
+        disappears), or None to keep the call with its operands replaced. `lookup` maps an old operand expression to
+        the new one.
     params : list of Var, optional
         New function parameters, in the old order; by default the old ones.
 

@@ -1,4 +1,6 @@
-"""Sub-byte packing at the edge of the world: arrays of small integers as dense bits in files, little-endian, lowest bits first."""
+"""Sub-byte packing at the edge of the world: arrays of small integers as dense bits in files, little-endian,
+lowest bits first.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ import numpy as np
 
 
 def bits_needed(array: np.ndarray) -> int:
-    """Smallest width 1..8 that holds every value of an int8 (two's complement) or uint8 array; the itemsize in bits for other types."""
+    """Smallest width 1..8 that holds every value of an int8 (two's complement) or uint8 array; the itemsize in
+    bits for other types.
+    """
     if array.dtype not in (np.int8, np.uint8):
         return int(array.dtype.itemsize * 8)
     if array.size == 0:

@@ -1,4 +1,6 @@
-"""Progress of long work: one callable `progress(stage, done, total)` that every stage gets, and a bar with time left for terminals."""
+"""Progress of long work: one callable `progress(stage, done, total)` that every stage gets, and a bar with time
+left for terminals.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ def progress_bar(choice: bool | ProgressCallback | None) -> Iterator[ProgressCal
     Parameters
     ----------
     choice : callable, bool or None
-        A callable is used as it is; True shows bars on standard error, False nothing, None bars if standard error is a terminal.
+        A callable is used as it is; True shows bars on standard error, False nothing, None bars if standard error is
+        a terminal.
     """
     if callable(choice):
         yield choice
@@ -31,9 +34,22 @@ def progress_bar(choice: bool | ProgressCallback | None) -> Iterator[ProgressCal
         yield silent
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
         tasks: dict[str, Any] = {}
 

@@ -1,12 +1,14 @@
 """The one definition of the arithmetic: quantization parameters, the plan, and every integer operator as numpy.
 
-Each operator `lpsn.<name>` of a quantized graph means exactly the function `<name>` here: same attributes, logical layout NCHW. Every target equals
-it bit for bit. Rules that make this possible:
+Each operator `lpsn.<name>` of a quantized graph means exactly the function `<name>` here: same attributes, logical
+layout NCHW. Every target equals it bit for bit. Rules that make this possible:
 
-* activations are integers (`uint8` or `int8` containers, values within [qmin, qmax] of their bit width), weights `int8`, accumulators `int32`;
-* requantization is float32: `v = float32(acc) * scale`, clamped to [qmin - zero_point, qmax - zero_point], rounded half to even, plus zero_point. The clamp
-  comes BEFORE the rounding: it bounds the value for the magic-number rounding of compiled code and keeps a compiler from contracting
-  product and addition into one fused multiply-add, which would round differently;
+* activations are integers (`uint8` or `int8` containers, values within [qmin, qmax] of their bit width), weights
+  `int8`, accumulators `int32`;
+* requantization is float32: `v = float32(acc) * scale`, clamped to [qmin - zero_point, qmax - zero_point], rounded
+  half to even, plus zero_point. The clamp comes BEFORE the rounding: it bounds the value for the magic-number
+  rounding of compiled code and keeps a compiler from contracting product and addition into one fused multiply-add,
+  which would round differently;
 * where two scaled products are added, each is clamped to +-2**20 first, for the same reason;
 * integer accumulators never overflow: lowering refuses a layer whose worst case does not fit int32.
 """
@@ -51,12 +53,12 @@ class QuantParams:
     @property
     def qmin(self) -> int:
         """Smallest integer."""
-        return -(2 ** (self.bits - 1)) if self.signed else 0
+        return -(1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def qmax(self) -> int:
         """Largest integer."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     @property
     def dtype(self) -> str:
@@ -124,7 +126,7 @@ class QuantScheme:
     activation_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
 
 
-# --- scalar rules -------------------------------------------------------------------------------------------------------------
+# --- scalar rules
 
 
 def round_half_even(x: Array) -> Array:
@@ -133,7 +135,9 @@ def round_half_even(x: Array) -> Array:
 
 
 def to_integer(value: Array, zero_point: int, qmin: int, qmax: int, dtype: str) -> Array:
-    """float32 value in units of the output scale -> clamped, rounded integer: `rint(clip(v, qmin - zp, qmax - zp)) + zp`."""
+    """float32 value in units of the output scale -> clamped, rounded integer: `rint(clip(v, qmin - zp, qmax - zp))
+    + zp`.
+    """
     low, high = np.float32(qmin - zero_point), np.float32(qmax - zero_point)
     clamped = np.clip(value.astype(np.float32), low, high)
     return (np.rint(clamped).astype(np.int32) + np.int32(zero_point)).astype(dtype)
@@ -146,19 +150,21 @@ def _bounded(value: Array) -> Array:
 def quantize(
     x: Array, *, inv_scale: float, zero_point: int, qmin: int, qmax: int, out_dtype: str, scale: float | None = None
 ) -> Array:
-    """float32 -> integer: `rint(clip(x * inv_scale, qmin - zp, qmax - zp)) + zp`; `inv_scale` is float32(1 / scale). NaN is not allowed."""
+    """float32 -> integer: `rint(clip(x * inv_scale, qmin - zp, qmax - zp)) + zp`; `inv_scale` is float32(1 /
+    scale). NaN is not allowed.
+    """
     return to_integer(x.astype(np.float32) * np.float32(inv_scale), zero_point, qmin, qmax, out_dtype)
 
 
 def dequantize(q: Array, *, scale: float, zero_point: int) -> Array:
-    """integer -> float32: `float32(q - zero_point) * scale`."""
+    """Integer -> float32: `float32(q - zero_point) * scale`."""
     return (q.astype(np.int32) - np.int32(zero_point)).astype(np.float32) * np.float32(scale)
 
 
 def requantize(
     q: Array, *, multiplier: float, in_zero_point: int, out_zero_point: int, qmin: int, qmax: int, out_dtype: str
 ) -> Array:
-    """integer -> integer of another scale: `multiplier` is float32(scale_in / scale_out)."""
+    """Integer -> integer of another scale: `multiplier` is float32(scale_in / scale_out)."""
     value = (q.astype(np.int32) - np.int32(in_zero_point)).astype(np.float32) * np.float32(multiplier)
     return to_integer(value, out_zero_point, qmin, qmax, out_dtype)
 
@@ -172,14 +178,21 @@ def fake_quantize(x: Array, params: QuantParams) -> Array:
         scale = scale.reshape(shape)
     inv = np.float32(1.0) / scale
     low, high = np.float32(params.qmin - params.zero_point), np.float32(params.qmax - params.zero_point)
-    return np.rint(np.clip(x.astype(np.float32) * inv, low, high)) * scale
+    result: Array = np.rint(np.clip(x.astype(np.float32) * inv, low, high)) * scale
+    return result
 
 
-# --- weighted layers ----------------------------------------------------------------------------------------------------------
+# --- weighted layers
 
 
 def _accumulate_conv2d(
-    x: Array, weight: Array, strides: tuple[int, int], padding: tuple[int, ...], dilation: tuple[int, int], groups: int, pad: int
+    x: Array,
+    weight: Array,
+    strides: tuple[int, int],
+    padding: tuple[int, ...],
+    dilation: tuple[int, int],
+    groups: int,
+    pad: int,
 ) -> Array:
     """int32 NCHW convolution; padding pixels hold the integer `pad`. Zero points are the bias's business."""
     top, left, bottom, right = padding
@@ -194,7 +207,9 @@ def _accumulate_conv2d(
     for r in range(kh):
         for s in range(kw):
             y0, x0 = r * dilation[0], s * dilation[1]
-            patch = data[:, :, y0 : y0 + (oh - 1) * strides[0] + 1 : strides[0], x0 : x0 + (ow - 1) * strides[1] + 1 : strides[1]]
+            patch = data[
+                :, :, y0 : y0 + (oh - 1) * strides[0] + 1 : strides[0], x0 : x0 + (ow - 1) * strides[1] + 1 : strides[1]
+            ]
             if groups == channels and group_channels == 1 and per_group == 1:
                 acc += patch.astype(np.int64) * weight[:, 0, r, s].astype(np.int64)[None, :, None, None]
                 continue
@@ -213,8 +228,14 @@ def _fits_int32(acc: Array) -> Array:
 
 
 def _accumulate_conv2d_transpose(
-    x: Array, weight: Array, strides: tuple[int, int], padding: tuple[int, ...], output_padding: tuple[int, int],
-    dilation: tuple[int, int], groups: int, x_zero_point: int,
+    x: Array,
+    weight: Array,
+    strides: tuple[int, int],
+    padding: tuple[int, ...],
+    output_padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    x_zero_point: int,
 ) -> Array:
     """int32 transposed convolution of `x - x_zero_point` (absent contributions are real zeros); weight IOHW."""
     n, channels, height, width = x.shape
@@ -232,7 +253,8 @@ def _accumulate_conv2d_transpose(
                 out = np.moveaxis(np.tensordot(w[:, :, r, s], part, axes=([0], [1])), 0, 1).astype(np.int64)
                 y0, x0 = r * dilation[0], s * dilation[1]
                 acc[
-                    :, g * group_out : (g + 1) * group_out,
+                    :,
+                    g * group_out : (g + 1) * group_out,
                     y0 : y0 + (height - 1) * strides[0] + 1 : strides[0],
                     x0 : x0 + (width - 1) * strides[1] + 1 : strides[1],
                 ] += out
@@ -241,26 +263,52 @@ def _accumulate_conv2d_transpose(
 
 
 def _finish(
-    acc: Array, bias: Array, scale: Array, residual: Array | None, residual_multiplier: float, residual_zero_point: int,
-    out_zero_point: int, qmin: int, qmax: int, out_dtype: str,
+    acc: Array,
+    bias: Array,
+    scale: Array,
+    residual: Array | None,
+    residual_multiplier: float,
+    residual_zero_point: int,
+    out_zero_point: int,
+    qmin: int,
+    qmax: int,
+    out_dtype: str,
 ) -> Array:
-    """Epilogue of every weighted layer: bias, scale, optional residual, clamp, round; float32 output skips the rounding."""
+    """Epilogue of every weighted layer: bias, scale, optional residual, clamp, round; float32 output skips the
+    rounding.
+    """
     shape = (1, -1) + (1,) * (acc.ndim - 2)
     total = acc + bias.astype(np.int32).reshape(shape)
     value = total.astype(np.float32) * np.asarray(scale, np.float32).reshape(shape)
     if out_dtype == "float32":
         return value
     if residual is not None:
-        other = (residual.astype(np.int32) - np.int32(residual_zero_point)).astype(np.float32) * np.float32(residual_multiplier)
+        other = (residual.astype(np.int32) - np.int32(residual_zero_point)).astype(np.float32) * np.float32(
+            residual_multiplier
+        )
         value = _bounded(value) + _bounded(other)
     return to_integer(value, out_zero_point, qmin, qmax, out_dtype)
 
 
-def conv2d(
-    x: Array, weight: Array, bias: Array, scale: Array, residual: Array | None = None, *,
-    strides: tuple[int, int], padding: tuple[int, int, int, int], dilation: tuple[int, int] = (1, 1), groups: int = 1,
-    x_zero_point: int = 0, out_zero_point: int = 0, qmin: int = 0, qmax: int = 255, out_dtype: str = "uint8",
-    residual_multiplier: float = 0.0, residual_zero_point: int = 0, **_: Any,
+def conv2d(  # noqa: D417  (the attributes are those of the module docstring)
+    x: Array,
+    weight: Array,
+    bias: Array,
+    scale: Array,
+    residual: Array | None = None,
+    *,
+    strides: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    x_zero_point: int = 0,
+    out_zero_point: int = 0,
+    qmin: int = 0,
+    qmax: int = 255,
+    out_dtype: str = "uint8",
+    residual_multiplier: float = 0.0,
+    residual_zero_point: int = 0,
+    **_: Any,
 ) -> Array:
     """Integer convolution, requantized; ReLU and ReLU6 are `qmin` / `qmax` (a clamp in units of the output scale).
 
@@ -276,36 +324,76 @@ def conv2d(
         Added in the output's scale: `residual_multiplier` is float32(residual_scale / out_scale).
     """
     acc = _accumulate_conv2d(x, weight, strides, padding, dilation, groups, x_zero_point)
-    return _finish(acc, bias, scale, residual, residual_multiplier, residual_zero_point, out_zero_point, qmin, qmax, out_dtype)
+    return _finish(
+        acc, bias, scale, residual, residual_multiplier, residual_zero_point, out_zero_point, qmin, qmax, out_dtype
+    )
 
 
 def conv2d_transpose(
-    x: Array, weight: Array, bias: Array, scale: Array, *,
-    strides: tuple[int, int], padding: tuple[int, int, int, int], output_padding: tuple[int, int] = (0, 0),
-    dilation: tuple[int, int] = (1, 1), groups: int = 1, x_zero_point: int = 0, out_zero_point: int = 0,
-    qmin: int = 0, qmax: int = 255, out_dtype: str = "uint8", **_: Any,
+    x: Array,
+    weight: Array,
+    bias: Array,
+    scale: Array,
+    *,
+    strides: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    output_padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    x_zero_point: int = 0,
+    out_zero_point: int = 0,
+    qmin: int = 0,
+    qmax: int = 255,
+    out_dtype: str = "uint8",
+    **_: Any,
 ) -> Array:
-    """Integer transposed convolution, weight int8[C, O/groups, kh, kw]; the zero point is subtracted from x (bias has no zero-point term)."""
+    """Integer transposed convolution, weight int8[C, O/groups, kh, kw]; the zero point is subtracted from x (bias
+    has no zero-point term).
+    """
     acc = _accumulate_conv2d_transpose(x, weight, strides, padding, output_padding, dilation, groups, x_zero_point)
     return _finish(acc, bias, scale, None, 0.0, 0, out_zero_point, qmin, qmax, out_dtype)
 
 
 def dense(
-    x: Array, weight: Array, bias: Array, scale: Array, residual: Array | None = None, *,
-    x_zero_point: int = 0, out_zero_point: int = 0, qmin: int = 0, qmax: int = 255, out_dtype: str = "uint8",
-    residual_multiplier: float = 0.0, residual_zero_point: int = 0, **_: Any,
+    x: Array,
+    weight: Array,
+    bias: Array,
+    scale: Array,
+    residual: Array | None = None,
+    *,
+    x_zero_point: int = 0,
+    out_zero_point: int = 0,
+    qmin: int = 0,
+    qmax: int = 255,
+    out_dtype: str = "uint8",
+    residual_multiplier: float = 0.0,
+    residual_zero_point: int = 0,
+    **_: Any,
 ) -> Array:
-    """Integer dense layer: x uint8 | int8[N, K], weight int8[K, M], bias int32[M] with the zero-point term folded in, scale float32[M]."""
+    """Integer dense layer: x uint8 | int8[N, K], weight int8[K, M], bias int32[M] with the zero-point term folded
+    in, scale float32[M].
+    """
     acc = _fits_int32((x.astype(np.float64) @ weight.astype(np.float64)).astype(np.int64))
-    return _finish(acc, bias, scale, residual, residual_multiplier, residual_zero_point, out_zero_point, qmin, qmax, out_dtype)
+    return _finish(
+        acc, bias, scale, residual, residual_multiplier, residual_zero_point, out_zero_point, qmin, qmax, out_dtype
+    )
 
 
-# --- operators without weights ------------------------------------------------------------------------------------------------
+# --- operators without weights
 
 
 def add(
-    a: Array, b: Array, *, a_multiplier: float, b_multiplier: float, a_zero_point: int, b_zero_point: int,
-    out_zero_point: int, qmin: int, qmax: int, out_dtype: str,
+    a: Array,
+    b: Array,
+    *,
+    a_multiplier: float,
+    b_multiplier: float,
+    a_zero_point: int,
+    b_zero_point: int,
+    out_zero_point: int,
+    qmin: int,
+    qmax: int,
+    out_dtype: str,
 ) -> Array:
     """Sum of two tensors (numpy broadcasting) of different scales; multipliers are float32(scale_in / scale_out)."""
     left = (a.astype(np.int32) - np.int32(a_zero_point)).astype(np.float32) * np.float32(a_multiplier)
@@ -314,16 +402,28 @@ def add(
 
 
 def multiply(
-    a: Array, b: Array, *, multiplier: float, a_zero_point: int, b_zero_point: int, out_zero_point: int, qmin: int, qmax: int,
+    a: Array,
+    b: Array,
+    *,
+    multiplier: float,
+    a_zero_point: int,
+    b_zero_point: int,
+    out_zero_point: int,
+    qmin: int,
+    qmax: int,
     out_dtype: str,
 ) -> Array:
-    """Product of two tensors (numpy broadcasting, squeeze-excitation); `multiplier` is float32(scale_a * scale_b / scale_out)."""
+    """Product of two tensors (numpy broadcasting, squeeze-excitation); `multiplier` is float32(scale_a * scale_b /
+    scale_out).
+    """
     product = (a.astype(np.int32) - np.int32(a_zero_point)) * (b.astype(np.int32) - np.int32(b_zero_point))
     return to_integer(product.astype(np.float32) * np.float32(multiplier), out_zero_point, qmin, qmax, out_dtype)
 
 
 def lookup(q: Array, table: Array, *, qmin: int) -> Array:
-    """Any function of one quantized tensor, element by element: `table[q - qmin]`; table has 2**bits entries of the output's dtype."""
+    """Any function of one quantized tensor, element by element: `table[q - qmin]`; table has 2**bits entries of
+    the output's dtype.
+    """
     return table[q.astype(np.int32) - qmin]
 
 
@@ -333,19 +433,39 @@ def channel_lookup(q: Array, table: Array, *, qmin: int) -> Array:
     return table[channel, q.astype(np.int32) - qmin]
 
 
-def concat(*tensors: Array, axis: int, multipliers: tuple[float, ...], zero_points: tuple[int, ...], out_zero_point: int, qmin: int,
-           qmax: int, out_dtype: str) -> Array:
-    """Concatenation; each input is requantized, except where its multiplier is 1 and its zero point the output's (then copied)."""
+def concat(
+    *tensors: Array,
+    axis: int,
+    multipliers: tuple[float, ...],
+    zero_points: tuple[int, ...],
+    out_zero_point: int,
+    qmin: int,
+    qmax: int,
+    out_dtype: str,
+) -> Array:
+    """Concatenation; each input is requantized, except where its multiplier is 1 and its zero point the output's
+    (then copied).
+    """
     parts = [
-        t.astype(out_dtype) if m == 1.0 and z == out_zero_point
-        else requantize(t, multiplier=m, in_zero_point=z, out_zero_point=out_zero_point, qmin=qmin, qmax=qmax, out_dtype=out_dtype)
+        t.astype(out_dtype)
+        if m == 1.0 and z == out_zero_point
+        else requantize(
+            t, multiplier=m, in_zero_point=z, out_zero_point=out_zero_point, qmin=qmin, qmax=qmax, out_dtype=out_dtype
+        )
         for t, m, z in zip(tensors, multipliers, zero_points, strict=True)
     ]
     return np.concatenate(parts, axis=axis)
 
 
-def _windows(x: Array, kernel: tuple[int, int], strides: tuple[int, int], padding: tuple[int, ...], dilation: tuple[int, int],
-             ceil_mode: bool, fill: int) -> list[Array]:
+def _windows(
+    x: Array,
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    padding: tuple[int, ...],
+    dilation: tuple[int, int],
+    ceil_mode: bool,
+    fill: int,
+) -> list[Array]:
     """The shifted, strided views of padded x, one per kernel position, each [N, C, OH, OW]."""
     top, left, bottom, right = padding
     height, width = x.shape[2] + top + bottom, x.shape[3] + left + right
@@ -355,27 +475,57 @@ def _windows(x: Array, kernel: tuple[int, int], strides: tuple[int, int], paddin
     need_h = (oh - 1) * strides[0] + dilation[0] * (kernel[0] - 1) + 1
     need_w = (ow - 1) * strides[1] + dilation[1] * (kernel[1] - 1) + 1
     extra_h, extra_w = max(0, need_h - height), max(0, need_w - width)
-    data = np.pad(x.astype(np.int32), ((0, 0), (0, 0), (top, bottom + extra_h), (left, right + extra_w)), constant_values=fill)
+    data = np.pad(
+        x.astype(np.int32), ((0, 0), (0, 0), (top, bottom + extra_h), (left, right + extra_w)), constant_values=fill
+    )
     return [
-        data[:, :, r * dilation[0] : r * dilation[0] + (oh - 1) * strides[0] + 1 : strides[0],
-             s * dilation[1] : s * dilation[1] + (ow - 1) * strides[1] + 1 : strides[1]]
-        for r in range(kernel[0]) for s in range(kernel[1])
+        data[
+            :,
+            :,
+            r * dilation[0] : r * dilation[0] + (oh - 1) * strides[0] + 1 : strides[0],
+            s * dilation[1] : s * dilation[1] + (ow - 1) * strides[1] + 1 : strides[1],
+        ]
+        for r in range(kernel[0])
+        for s in range(kernel[1])
     ]
 
 
-def max_pool2d(x: Array, *, kernel: tuple[int, int], strides: tuple[int, int], padding: tuple[int, int, int, int],
-               dilation: tuple[int, int] = (1, 1), ceil_mode: bool = False) -> Array:
+def max_pool2d(
+    x: Array,
+    *,
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int] = (1, 1),
+    ceil_mode: bool = False,
+) -> Array:
     """Maximum over windows; the scale does not change. Padding never wins (it is the container's smallest value)."""
     fill = int(np.iinfo(x.dtype).min)
-    return np.max(np.stack(_windows(x, kernel, strides, padding, dilation, ceil_mode, fill)), axis=0).astype(x.dtype)
+    windows = np.stack(_windows(x, kernel, strides, padding, dilation, ceil_mode, fill))
+    result: Array = windows.max(axis=0).astype(x.dtype)
+    return result
 
 
-def avg_pool2d(x: Array, *, kernel: tuple[int, int], strides: tuple[int, int], padding: tuple[int, int, int, int],
-               in_zero_point: int, out_zero_point: int, multiplier: float, qmin: int, qmax: int, out_dtype: str,
-               ceil_mode: bool = False, count_include_pad: bool = False) -> Array:
-    """Average over windows: int32 sum of (x - zp), times float32(multiplier / count), requantized; multiplier is scale_in / scale_out.
+def avg_pool2d(
+    x: Array,
+    *,
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    in_zero_point: int,
+    out_zero_point: int,
+    multiplier: float,
+    qmin: int,
+    qmax: int,
+    out_dtype: str,
+    ceil_mode: bool = False,
+    count_include_pad: bool = False,
+) -> Array:
+    """Average over windows: int32 sum of (x - zp), times float32(multiplier / count), requantized; multiplier is
+    scale_in / scale_out.
 
-    Only real pixels are counted unless `count_include_pad` (then explicit padding counts too, the overhang of `ceil_mode` never).
+    Only real pixels are counted unless `count_include_pad` (then explicit padding counts too, the overhang of
+    `ceil_mode` never).
     """
     dilation = (1, 1)
     total = sum(_windows(x.astype(np.int32) - in_zero_point, kernel, strides, padding, dilation, ceil_mode, 0))
@@ -390,9 +540,15 @@ def avg_pool2d(x: Array, *, kernel: tuple[int, int], strides: tuple[int, int], p
     return to_integer(np.asarray(total).astype(np.float32) * factor, out_zero_point, qmin, qmax, out_dtype)
 
 
-def global_avg_pool2d(x: Array, *, in_zero_point: int, out_zero_point: int, multiplier: float, qmin: int, qmax: int, out_dtype: str) -> Array:
-    """Mean over H and W (kept as 1): int32 sum of x minus H*W*zp, times float32(scale_in / scale_out / (H*W)) = `multiplier`, requantized."""
-    total = x.astype(np.int32).sum(axis=(2, 3), keepdims=True, dtype=np.int32) - np.int32(x.shape[2] * x.shape[3] * in_zero_point)
+def global_avg_pool2d(
+    x: Array, *, in_zero_point: int, out_zero_point: int, multiplier: float, qmin: int, qmax: int, out_dtype: str
+) -> Array:
+    """Mean over H and W (kept as 1): int32 sum of x minus H*W*zp, times float32(scale_in / scale_out / (H*W)) =
+    `multiplier`, requantized.
+    """
+    total = x.astype(np.int32).sum(axis=(2, 3), keepdims=True, dtype=np.int32) - np.int32(
+        x.shape[2] * x.shape[3] * in_zero_point
+    )
     return to_integer(total.astype(np.float32) * np.float32(multiplier), out_zero_point, qmin, qmax, out_dtype)
 
 
@@ -401,22 +557,35 @@ def resize_nearest(x: Array, *, rows: tuple[int, ...], columns: tuple[int, ...])
     return x[:, :, list(rows)][:, :, :, list(columns)]
 
 
-def resize_linear(x: Array, *, rows: tuple[int, ...], row_weights: tuple[int, ...], columns: tuple[int, ...], column_weights: tuple[int, ...],
-                  qmin: int, qmax: int) -> Array:
+def resize_linear(
+    x: Array,
+    *,
+    rows: tuple[int, ...],
+    row_weights: tuple[int, ...],
+    columns: tuple[int, ...],
+    column_weights: tuple[int, ...],
+    qmin: int,
+    qmax: int,
+) -> Array:
     """Bilinear resize in integers, scale unchanged.
 
-    Output row i mixes input rows `rows[2i]` and `rows[2i+1]` with integer weights `row_weights[2i]` and `[2i+1]` that sum to 128; columns
-    likewise. Result is `(sum + 2**13) >> 14`, clamped.
+    Output row i mixes input rows `rows[2i]` and `rows[2i+1]` with integer weights `row_weights[2i]` and `[2i+1]` that
+    sum to 128; columns likewise. Result is `(sum + 2**13) >> 14`, clamped.
     """
     data = x.astype(np.int32)
     rw, cw = np.asarray(row_weights, np.int32), np.asarray(column_weights, np.int32)
     tall = data[:, :, list(rows[0::2])] * rw[0::2][:, None] + data[:, :, list(rows[1::2])] * rw[1::2][:, None]
-    total = tall[:, :, :, list(columns[0::2])] * cw[0::2] + tall[:, :, :, list(columns[1::2])] * cw[1::2]
-    return np.clip((total + (1 << 13)) >> 14, qmin, qmax).astype(x.dtype)
+    total: Array = tall[:, :, :, list(columns[0::2])] * cw[0::2] + tall[:, :, :, list(columns[1::2])] * cw[1::2]
+    result: Array = np.clip(np.right_shift(total + (1 << 13), 14), qmin, qmax).astype(x.dtype)
+    return result
 
 
-def pad(x: Array, *, pad_width: tuple[int, ...], value: int, mode: Literal["constant", "reflect", "edge"] = "constant") -> Array:
-    """Spatial padding (top, left, bottom, right) with the integer `value` (the zero point for real zero), or reflected / replicated."""
+def pad(
+    x: Array, *, pad_width: tuple[int, ...], value: int, mode: Literal["constant", "reflect", "edge"] = "constant"
+) -> Array:
+    """Spatial padding (top, left, bottom, right) with the integer `value` (the zero point for real zero), or
+    reflected / replicated.
+    """
     top, left, bottom, right = pad_width
     spec = ((0, 0), (0, 0), (top, bottom), (left, right))
     if mode == "constant":
@@ -424,8 +593,12 @@ def pad(x: Array, *, pad_width: tuple[int, ...], value: int, mode: Literal["cons
     return np.pad(x, spec, mode=mode)
 
 
-def strided_slice(x: Array, *, axes: tuple[int, ...], begin: tuple[int, ...], end: tuple[int, ...], strides: tuple[int, ...]) -> Array:
-    """`x[begin:end:stride]` along `axes`; begin and end are resolved (non-negative, within the extent, end may be -1 beyond 0 for negative strides)."""
+def strided_slice(
+    x: Array, *, axes: tuple[int, ...], begin: tuple[int, ...], end: tuple[int, ...], strides: tuple[int, ...]
+) -> Array:
+    """`x[begin:end:stride]` along `axes`; begin and end are resolved (non-negative, within the extent, end may be
+    -1 beyond 0 for negative strides).
+    """
     index: list[slice] = [slice(None)] * x.ndim
     for axis, b, e, s in zip(axes, begin, end, strides, strict=True):
         index[axis] = slice(b, None if s < 0 and e < 0 else e, s)
@@ -454,8 +627,27 @@ def transpose(x: Array, *, axes: tuple[int, ...]) -> Array:
 OPERATORS: dict[str, Any] = {
     f"lpsn.{function.__name__}": function
     for function in (
-        quantize, dequantize, requantize, conv2d, conv2d_transpose, dense, add, multiply, lookup, channel_lookup, concat, max_pool2d,
-        avg_pool2d, global_avg_pool2d, resize_nearest, resize_linear, pad, strided_slice, depth_to_space, reshape, transpose,
+        quantize,
+        dequantize,
+        requantize,
+        conv2d,
+        conv2d_transpose,
+        dense,
+        add,
+        multiply,
+        lookup,
+        channel_lookup,
+        concat,
+        max_pool2d,
+        avg_pool2d,
+        global_avg_pool2d,
+        resize_nearest,
+        resize_linear,
+        pad,
+        strided_slice,
+        depth_to_space,
+        reshape,
+        transpose,
     )
 }
 """Packed-function name -> its meaning."""

@@ -32,16 +32,18 @@ class Recipe:
     bits : (int, int) or None
         Weight bits and activation bits, each 2..8; None keeps the network in float.
     sparsity : float, mapping of layer name (or pattern) to float, "auto" or None
-        Fraction of channels to remove per layer, in [0, 1). "auto" removes as long as the added output error stays below the error that the
-        bit width adds anyway. None removes nothing.
+        Fraction of channels to remove per layer, in [0, 1). "auto" removes as long as the added output error stays
+        below the error that the bit width adds anyway. None removes nothing.
     align : int or None
-        Kept channel counts are a multiple of this; None: the backend's tile where the layer is wide enough; 1: exact fractions.
+        Kept channel counts are a multiple of this; None: the backend's tile where the layer is wide enough; 1: exact
+        fractions.
     score : {"output_error", "mean_activation", "zero_fraction", "random"}
         How channels are ranked; "mean_activation" is the paper's importance (Zhang, Colbert, Das 2022, Section 3).
     order : {"greedy", "one_shot"}
         Greedy estimates each layer on the already sparsified prefix; one-shot estimates all on the dense network.
     allocation : {"uniform", "nonuniform"}
-        Uniform: the same fraction in every layer. Nonuniform: the same total MACs, spent where the output error is least.
+        Uniform: the same fraction in every layer. Nonuniform: the same total MACs, spent where the output error is
+        least.
     observer : {"mse", "minmax", "percentile", "entropy"}
         How activation ranges are chosen.
     rounding : {"auto", "gptq", "nearest"}
@@ -103,13 +105,26 @@ class Recipe:
         if "input_shapes" in options:
             options["input_shapes"] = _parse_shapes(options["input_shapes"] or {})
         for name, low, optional in (
-            ("align", 1, True), ("batch", 1, False), ("samples", 1, False), ("seed", 0, False), ("num_threads", 1, True), ("memory_budget", 1 << 20, False),
+            ("align", 1, True),
+            ("batch", 1, False),
+            ("samples", 1, False),
+            ("seed", 0, False),
+            ("num_threads", 1, True),
+            ("memory_budget", 1 << 20, False),
         ):
             if name in options:
                 options[name] = _parse_int(name, options[name], low, optional)
-        for name, choices in (("score", Score), ("order", Order), ("allocation", Allocation), ("observer", ObserverKind), ("rounding", Rounding)):
+        for name, choices in (
+            ("score", Score),
+            ("order", Order),
+            ("allocation", Allocation),
+            ("observer", ObserverKind),
+            ("rounding", Rounding),
+        ):
             if name in options and options[name] not in get_args(choices):
-                raise RecipeError(f"{options[name]!r} is not one of {', '.join(map(repr, get_args(choices)))}", where=name)
+                raise RecipeError(
+                    f"{options[name]!r} is not one of {', '.join(map(repr, get_args(choices)))}", where=name
+                )
         return cls(**options)
 
     def to_json(self) -> dict[str, Any]:
@@ -146,7 +161,8 @@ def _parse_bits(value: Any) -> tuple[int, int] | None:
     )
     if not is_valid:
         raise RecipeError(
-            f"must be {MIN_BITS}..{MAX_BITS}, a pair (weight bits, activation bits) of such, or None for float; got {value!r}", where="bits"
+            f"must be {MIN_BITS}..{MAX_BITS}, a pair (weight bits, activation bits), or None for float; got {value!r}",
+            where="bits",
         )
     return int(pair[0]), int(pair[1])
 
@@ -167,7 +183,10 @@ def _parse_sparsity(value: Any) -> float | dict[str, float] | Literal["auto"] | 
     if isinstance(value, str):
         if value == "auto":
             return "auto"
-        raise RecipeError(f'must be a fraction in [0, 1), a mapping from layer names to fractions, "auto" or None; got {value!r}', where="sparsity")
+        raise RecipeError(
+            f'must be a fraction in [0, 1), a mapping from layer names to fractions, "auto" or None; got {value!r}',
+            where="sparsity",
+        )
     if isinstance(value, Mapping):
         return {str(layer): _fraction(fraction, f"sparsity[{layer!r}]") for layer, fraction in value.items()}
     return _fraction(value, "sparsity")
@@ -191,6 +210,8 @@ def _parse_shapes(value: Any) -> dict[str, tuple[int, ...]]:
         except (TypeError, ValueError):
             extents = ()
         if not extents or any(extent < 1 for extent in extents):
-            raise RecipeError(f"must be a sequence of positive integers, got {shape!r}", where=f"input_shapes[{name!r}]")
+            raise RecipeError(
+                f"must be a sequence of positive integers, got {shape!r}", where=f"input_shapes[{name!r}]"
+            )
         shapes[str(name)] = extents
     return shapes

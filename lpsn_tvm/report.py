@@ -12,7 +12,8 @@ from typing import Any
 class LayerRecord:
     """One weighted layer before and after.
 
-    `kept_float` says why a layer stayed in float ("" when it did not), `left_whole` why no channel was removed although that was asked.
+    `kept_float` says why a layer stayed in float ("" when it did not), `left_whole` why no channel was removed
+    although that was asked.
     """
 
     name: str
@@ -26,6 +27,12 @@ class LayerRecord:
     error: float | None = None
     kept_float: str = ""
     left_whole: str = ""
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> LayerRecord:
+        """Inverse of `dataclasses.asdict`."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        return cls(**values)
 
 
 @dataclass
@@ -64,7 +71,9 @@ class Report:
 
     @property
     def memory_metric_mbit(self) -> tuple[float, float]:
-        """Weights and activations in Mbit, before (32 bits) and after: the paper's footprint with the real counts, P * b_w + A * b_a."""
+        """Weights and activations in Mbit, before (32 bits) and after: the paper's footprint with the real counts,
+        P * b_w + A * b_a.
+        """
         weight_bits, activation_bits = self.bits or (32, 32)
         before = 32 * (self.totals["parameters"][0] + self.totals["activation_elements"][0])
         after = weight_bits * self.totals["parameters"][1] + activation_bits * self.totals["activation_elements"][1]
@@ -78,7 +87,7 @@ class Report:
     def from_json(cls, record: Mapping[str, Any]) -> Report:
         """Inverse of `to_json`."""
         known = {key: value for key, value in record.items() if key in cls.__dataclass_fields__}
-        known["layers"] = [LayerRecord(**{k: tuple(v) if isinstance(v, list) else v for k, v in layer.items()}) for layer in known.get("layers", [])]
+        known["layers"] = [LayerRecord.from_json(layer) for layer in known.get("layers", [])]
         known["totals"] = {key: tuple(value) for key, value in known.get("totals", {}).items()}
         known["bits"] = tuple(known["bits"]) if known.get("bits") else None
         return cls(**known)
@@ -114,8 +123,14 @@ class Report:
         for layer in self.layers:
             bits = f"{layer.weight_bits}/{layer.activation_bits}" if layer.weight_bits else "float"
             table.add_row(
-                layer.name, layer.kind, _change(layer.in_channels), _change(layer.out_channels), _change(layer.macs, 1e-6, "{:.2f}"),
-                _change(layer.parameters), bits, "" if layer.error is None else f"{layer.error:.1e}",
+                layer.name,
+                layer.kind,
+                _change(layer.in_channels),
+                _change(layer.out_channels),
+                _change(layer.macs, 1e-6, "{:.2f}"),
+                _change(layer.parameters),
+                bits,
+                "" if layer.error is None else f"{layer.error:.1e}",
             )
         return table
 
@@ -125,12 +140,21 @@ class Report:
         table = Table(title="Totals", title_justify="left")
         for heading in ("", "float model", "this module", "ratio"):
             table.add_column(heading, justify="left" if not heading else "right")
-        labels = {"macs": ("MMAC", 1e-6), "parameters": ("parameters, thousands", 1e-3), "weight_bytes": ("weights, KiB", 1 / 1024),
-                  "peak_activation_bytes": ("peak activations, KiB", 1 / 1024)}
+        labels = {
+            "macs": ("MMAC", 1e-6),
+            "parameters": ("parameters, thousands", 1e-3),
+            "weight_bytes": ("weights, KiB", 1 / 1024),
+            "peak_activation_bytes": ("peak activations, KiB", 1 / 1024),
+        }
         for key, (label, factor) in labels.items():
             if key in self.totals:
                 before, after = self.totals[key]
-                table.add_row(label, f"{before * factor:,.2f}", f"{after * factor:,.2f}", f"{after / before:.3f}" if before else "")
+                table.add_row(
+                    label,
+                    f"{before * factor:,.2f}",
+                    f"{after * factor:,.2f}",
+                    f"{after / before:.3f}" if before else "",
+                )
         if "activation_elements" in self.totals:
             before, after = self.memory_metric_mbit
             table.add_row("weights + activations, Mbit", f"{before:,.2f}", f"{after:,.2f}", f"{after / before:.3f}")

@@ -20,7 +20,11 @@ from lpsn_tvm.targets.backend import Backend
 def make_report(model: str, backend: Backend, net: Network, seconds: dict[str, float]) -> Report:
     """Everything about the build that is known without running it."""
     recipe, data = net.recipe, net.calibration
-    notes = [] if not data.synthetic else ["calibrated on seeded synthetic inputs: no calibration data was given; only dead channels were removed"]
+    notes = (
+        []
+        if not data.synthetic
+        else ["calibrated on seeded synthetic inputs: no calibration data was given; only dead channels were removed"]
+    )
     if net.kept_scales and recipe.bits:
         notes.append(f"{len(net.kept_scales)} scales of the model's own QuantizeLinear nodes were kept")
     pruning = net.pruning
@@ -48,12 +52,20 @@ def _layers(net: Network) -> list[LayerRecord]:
         activation = net.plan.activations.get(new.data) if net.plan and new else None
         if new is None:
             continue
-        records.append(LayerRecord(
-            name=name, kind="depthwise" if old.is_depthwise else old.kind, in_channels=(old.in_channels, new.in_channels),
-            out_channels=(old.out_channels, new.out_channels), macs=(old.macs, new.macs), parameters=(_size(old), _size(new)),
-            weight_bits=weight.params.bits if weight else None, activation_bits=activation.bits if activation and weight else None, error=errors.get(name),
-            kept_float="" if weight or not net.plan else net.plan.float_nodes.get(name, "kept float"),
-        ))
+        records.append(
+            LayerRecord(
+                name=name,
+                kind="depthwise" if old.is_depthwise else old.kind,
+                in_channels=(old.in_channels, new.in_channels),
+                out_channels=(old.out_channels, new.out_channels),
+                macs=(old.macs, new.macs),
+                parameters=(_size(old), _size(new)),
+                weight_bits=weight.params.bits if weight else None,
+                activation_bits=activation.bits if activation and weight else None,
+                error=errors.get(name),
+                kept_float="" if weight or not net.plan else net.plan.float_nodes.get(name, "kept float"),
+            )
+        )
     return records
 
 
@@ -65,7 +77,9 @@ def _totals(net: Network) -> dict[str, tuple[float, float]]:
     dense, pruned = net.dense, net.pruned
     weights = net.plan.weights if net.plan else {}
     packed = sum(
-        weights[name].values.size * weights[name].params.bits / 8 + 8 * layer.bias.size if name in weights else 4 * _size(layer)
+        weights[name].values.size * weights[name].params.bits / 8 + 8 * layer.bias.size
+        if name in weights
+        else 4 * _size(layer)
         for name, layer in find_layers(pruned).items()
     )
     width = 1 if net.plan else 4
@@ -79,15 +93,24 @@ def _totals(net: Network) -> dict[str, tuple[float, float]]:
 
 
 def measure(artifact: Artifact, dense: Any, backend: Backend, *, rounds: int = 5) -> None:
-    """Compile the dense network in float and time both in turn; medians of rounds go into `artifact.report.milliseconds`."""
+    """Compile the dense network in float and time both in turn; medians of rounds go into
+    `artifact.report.milliseconds`.
+    """
     compiled = backend.compile(backend.lower(fuse_float(dense)))
     reference = Artifact(
-        library=compiled.library, params=compiled.params, inputs=artifact.inputs, outputs=artifact.outputs, recipe=artifact.recipe, report=Report(),
-        target=artifact.target, cpu_features=compiled.cpu_features,
+        library=compiled.library,
+        params=compiled.params,
+        inputs=artifact.inputs,
+        outputs=artifact.outputs,
+        recipe=artifact.recipe,
+        report=Report(),
+        target=artifact.target,
+        cpu_features=compiled.cpu_features,
     )
     pairs = [(reference.benchmark(repeats=7, warmup=2), artifact.benchmark(repeats=7, warmup=2)) for _ in range(rounds)]
     artifact.report.milliseconds = {
-        "float": statistics.median(pair[0] for pair in pairs), "module": statistics.median(pair[1] for pair in pairs),
+        "float": statistics.median(pair[0] for pair in pairs),
+        "module": statistics.median(pair[1] for pair in pairs),
     }
 
 

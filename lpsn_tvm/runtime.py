@@ -1,4 +1,6 @@
-"""Running a compiled library with TVM's runtime only: no compiler, torch or onnx is imported (6 MB instead of 260 MB, 0.2 s instead of 3 s)."""
+"""Running a compiled library with TVM's runtime only: no compiler, torch or onnx is imported (6 MB instead of 260
+MB, 0.2 s instead of 3 s).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ CPU, POOLED_ALLOCATOR = 1, 2
 
 @contextmanager
 def _without_torch() -> Iterator[None]:
-    """tvm_ffi imports torch when it finds it (3 s, 300 MB); nothing here needs that. A torch already imported is left alone."""
+    """tvm_ffi imports torch when it finds it (3 s, 300 MB); nothing here needs that. A torch already imported is
+    left alone.
+    """
     if "torch" in sys.modules:
         yield
         return
@@ -72,12 +76,16 @@ def check_machine(required: Sequence[str], machine: str, where: str) -> None:
         Names the missing features.
     """
     if machine and machine != platform.machine():
-        raise ArtifactError(f"was compiled for {machine}, this machine is {platform.machine()}; build it again with a target for this machine", where=where)
+        raise ArtifactError(
+            f"was compiled for {machine}, this machine is {platform.machine()}; build it again for this machine",
+            where=where,
+        )
     present = cpu_features()
     missing = [] if present is None else [feature for feature in required if feature not in present]
     if missing:
         raise ArtifactError(
-            f"needs CPU features that this machine lacks: {', '.join(missing)}; build it again with a target for this machine", where=where
+            f"needs CPU features that this machine lacks: {', '.join(missing)}; build it again for this machine",
+            where=where,
         )
 
 
@@ -129,5 +137,5 @@ class Executable:
         return [result] if isinstance(result, self._ffi.Tensor) else list(result)
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """numpy in, numpy out (owned copies)."""
+        """Numpy in, numpy out (owned copies)."""
         return [np.from_dlpack(tensor).copy() for tensor in self.run(self.prepare(arrays))]

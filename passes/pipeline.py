@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 from lpsn_tvm.frontend.importer import ImportedModel
 from lpsn_tvm.passes.canonicalize import canonicalize
-from lpsn_tvm.passes.remove_dead_channels import remove_dead_channels
 from lpsn_tvm.passes.fuse_float import fuse_float
 from lpsn_tvm.passes.lower_to_integer import lower_to_integer
 from lpsn_tvm.passes.plan_quantization import plan_quantization
-from lpsn_tvm.passes.prune import PruneResult, prune
+from lpsn_tvm.passes.prune import prune
+from lpsn_tvm.passes.prune_result import PruneResult
 from lpsn_tvm.passes.regions import Regions, find_regions
+from lpsn_tvm.passes.remove_dead_channels import remove_dead_channels
 from lpsn_tvm.progress import ProgressCallback, silent
 from lpsn_tvm.quant import QuantParams, QuantPlan, QuantScheme
 from lpsn_tvm.recipe import Recipe
@@ -95,8 +96,18 @@ def _prune(net: Network) -> None:
     recipe = net.recipe
     assert recipe.sparsity is not None
     net.pruning = prune(
-        net.mod, net.calibration, sparsity=recipe.sparsity, align=net.align, score=recipe.score, order=recipe.order, allocation=recipe.allocation,
-        ignore=recipe.ignore, seed=recipe.seed, memory_budget=recipe.memory_budget, bits=recipe.bits, progress=net.progress,
+        net.mod,
+        net.calibration,
+        sparsity=recipe.sparsity,
+        align=net.align,
+        score=recipe.score,
+        order=recipe.order,
+        allocation=recipe.allocation,
+        ignore=recipe.ignore,
+        seed=recipe.seed,
+        memory_budget=recipe.memory_budget,
+        bits=recipe.bits,
+        progress=net.progress,
     )
     net.mod = net.pruned = net.pruning.mod
 
@@ -106,9 +117,20 @@ def _quantize(net: Network) -> None:
     assert recipe.bits is not None
     net.regions = find_regions(net.mod, recipe.ignore)
     net.plan = plan_quantization(
-        net.mod, net.calibration, weight_bits=recipe.bits[0], activation_bits=recipe.bits[1], scheme=net.scheme, observer=recipe.observer,
-        rounding=recipe.rounding, keep=net.kept_scales, keep_weights=net.imported.canonical_qdq_weights(net.mod) if recipe.keep_scales else {},
-        ignore=recipe.ignore, seed=recipe.seed, memory_budget=recipe.memory_budget, regions=net.regions, progress=net.progress,
+        net.mod,
+        net.calibration,
+        weight_bits=recipe.bits[0],
+        activation_bits=recipe.bits[1],
+        scheme=net.scheme,
+        observer=recipe.observer,
+        rounding=recipe.rounding,
+        keep=net.kept_scales,
+        keep_weights=net.imported.canonical_qdq_weights(net.mod) if recipe.keep_scales else {},
+        ignore=recipe.ignore,
+        seed=recipe.seed,
+        memory_budget=recipe.memory_budget,
+        regions=net.regions,
+        progress=net.progress,
     )
 
 

@@ -1,0 +1,1 @@
+"""Schedules: kernels of each operator, by target."""

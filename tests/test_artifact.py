@@ -35,11 +35,28 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     path = tmp_path_factory.mktemp("library") / "library.so"
     relax.build(relax.transform.BundleModelParams()(builder.get()), "llvm").export_library(str(path))
     layer = LayerRecord("fc", "dense", (8, 8), (8, 4), (64, 32), (72, 36), 4, 8)
-    totals = {"macs": (64.0, 32.0), "parameters": (72.0, 36.0), "weight_bytes": (288.0, 20.0), "activation_elements": (16.0, 8.0)}
+    totals = {
+        "macs": (64.0, 32.0),
+        "parameters": (72.0, 36.0),
+        "weight_bytes": (288.0, 20.0),
+        "activation_elements": (16.0, 8.0),
+    }
     return Artifact(
-        library=path.read_bytes(), params=[np.arange(-8, 0, dtype=np.int8)], inputs=[TensorInfo("x", (2, 8))],
-        outputs=[TensorInfo("y", (2, 8)), TensorInfo("z", (2, 8))], recipe=Recipe(bits=(4, 8)), target="llvm",
-        report=Report("net", "llvm", (4, 8), [layer], totals, notes=["[brackets] stay"], milliseconds={"float": 2.0, "module": 1.0}),
+        library=path.read_bytes(),
+        params=[np.arange(-8, 0, dtype=np.int8)],
+        inputs=[TensorInfo("x", (2, 8))],
+        outputs=[TensorInfo("y", (2, 8)), TensorInfo("z", (2, 8))],
+        recipe=Recipe(bits=(4, 8)),
+        target="llvm",
+        report=Report(
+            "net",
+            "llvm",
+            (4, 8),
+            [layer],
+            totals,
+            notes=["[brackets] stay"],
+            milliseconds={"float": 2.0, "module": 1.0},
+        ),
     )
 
 
@@ -65,8 +82,15 @@ def test_call_forms_agree(artifact: Artifact) -> None:
 
 @pytest.mark.parametrize(
     "call",
-    [lambda a: a(np.ones((2, 7))), lambda a: a(np.ones((0, 8))), lambda a: a(), lambda a: a(np.ones((2, 8)), np.ones(3)), lambda a: a({"q": np.ones((2, 8))}),
-     lambda a: a(np.array([["a"] * 8] * 2)), lambda a: a(np.ones((2, 8), complex))],
+    [
+        lambda a: a(np.ones((2, 7))),
+        lambda a: a(np.ones((0, 8))),
+        lambda a: a(),
+        lambda a: a(np.ones((2, 8)), np.ones(3)),
+        lambda a: a({"q": np.ones((2, 8))}),
+        lambda a: a(np.array([["a"] * 8] * 2)),
+        lambda a: a(np.ones((2, 8), complex)),
+    ],
     ids=["width", "empty", "none", "two", "name", "text", "complex"],
 )
 def test_wrong_inputs_are_named(artifact: Artifact, call: object) -> None:
@@ -92,7 +116,9 @@ def test_loads_without_compiler_torch_or_onnx(saved: Path) -> None:
         "maps = open('/proc/self/maps').read() if sys.platform == 'linux' else '';"
         "print([n for n in ('tvm', 'torch', 'onnx', 'scipy') if n in sys.modules], 'libtvm_compiler' in maps, y[0, 0])"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert done.stdout.split() == ["[]", "False", "-7.0"]
 
 
@@ -110,7 +136,10 @@ def _redigest(path: Path) -> None:
     import hashlib
 
     with zipfile.ZipFile(path) as archive:
-        lines = "".join(f"{hashlib.sha256(archive.read(n)).hexdigest()}  {n}\n" for n in ("manifest.json", "library.so", "params.bin"))
+        lines = "".join(
+            f"{hashlib.sha256(archive.read(n)).hexdigest()}  {n}\n"
+            for n in ("manifest.json", "library.so", "params.bin")
+        )
     _altered(path, "digest.txt", lambda _: lines.encode())
 
 
@@ -126,7 +155,13 @@ def test_altered_library_is_refused(saved: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
-    [("format", 99, "newer|upgrade"), ("cpu_features", ["avx9000"], "avx9000"), ("machine", "vax", "vax"), ("params", None, "not a valid module"), ("inputs", [{}], "not a valid")],
+    [
+        ("format", 99, "newer|upgrade"),
+        ("cpu_features", ["avx9000"], "avx9000"),
+        ("machine", "vax", "vax"),
+        ("params", None, "not a valid module"),
+        ("inputs", [{}], "not a valid"),
+    ],
     ids=["format", "cpu", "machine", "params", "inputs"],
 )
 def test_foreign_manifests_are_refused(saved: Path, key: str, value: object, message: str) -> None:

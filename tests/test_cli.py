@@ -22,7 +22,14 @@ def test_bits(text: str, expected: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"), [(["0.5"], 0.5), (["auto"], "auto"), (["none"], None), (["/a/Conv=0.5", "b=0.25"], {"/a/Conv": "0.5", "b": "0.25"})], ids=str
+    ("values", "expected"),
+    [
+        (["0.5"], 0.5),
+        (["auto"], "auto"),
+        (["none"], None),
+        (["/a/Conv=0.5", "b=0.25"], {"/a/Conv": "0.5", "b": "0.25"}),
+    ],
+    ids=str,
 )
 def test_sparsity(values: list[str], expected: object) -> None:
     assert _sparsity(values) == expected
@@ -32,7 +39,16 @@ def test_shapes() -> None:
     assert _shapes(["input=1x3x8x8", "b=1,2"]) == {"input": (1, 3, 8, 8), "b": (1, 2)}
 
 
-@pytest.mark.parametrize("call", [lambda: _pair("a"), lambda: _pair("1,2,3"), lambda: _sparsity(["x"]), lambda: _sparsity(["a=1", "b"]), lambda: _shapes(["1x3"])])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: _pair("a"),
+        lambda: _pair("1,2,3"),
+        lambda: _sparsity(["x"]),
+        lambda: _sparsity(["a=1", "b"]),
+        lambda: _shapes(["1x3"]),
+    ],
+)
 def test_bad_options(call: object) -> None:
     with pytest.raises(LpsnError, match="--"):
         call()  # type: ignore[operator]
@@ -41,7 +57,17 @@ def test_bad_options(call: object) -> None:
 def test_build_run_inspect(tmp_path: Path) -> None:
     np.save(tmp_path / "patches.npy", np.random.default_rng(0).random((8, 1, 16, 16), dtype=np.float32))
     module, qdq = tmp_path / "net.lpsn", tmp_path / "net.onnx"
-    arguments = [str(MODEL), "--calibration", str(tmp_path / "patches.npy"), "--input-shape", "input=1x1x16x16", "--bits", "4,8", "--sparsity", "0.5"]
+    arguments = [
+        str(MODEL),
+        "--calibration",
+        str(tmp_path / "patches.npy"),
+        "--input-shape",
+        "input=1x1x16x16",
+        "--bits",
+        "4,8",
+        "--sparsity",
+        "0.5",
+    ]
     done = runner.invoke(app, ["build", *arguments, "-o", str(module), "--onnx", str(qdq), "--json"])
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout.strip().splitlines()[-1])

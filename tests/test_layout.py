@@ -22,10 +22,15 @@ TOP = {"driver": 4, "cli": 5, "__init__": 5, "reporting": 3, "export": 2}
 
 def _sources() -> list[tuple[str, Path]]:
     """(module name below lpsn_tvm, file) of everything the wheel ships."""
-    found = [(".".join(path.relative_to(ROOT / "lpsn_tvm").with_suffix("").parts), path)
-             for path in (ROOT / "lpsn_tvm").rglob("*.py") if path.relative_to(ROOT / "lpsn_tvm").parts[0] not in LINKED]
+    found = [
+        (".".join(path.relative_to(ROOT / "lpsn_tvm").with_suffix("").parts), path)
+        for path in (ROOT / "lpsn_tvm").rglob("*.py")
+        if path.relative_to(ROOT / "lpsn_tvm").parts[0] not in LINKED
+    ]
     for folder in LINKED:
-        found += [(".".join(path.relative_to(ROOT).with_suffix("").parts), path) for path in (ROOT / folder).rglob("*.py")]
+        found += [
+            (".".join(path.relative_to(ROOT).with_suffix("").parts), path) for path in (ROOT / folder).rglob("*.py")
+        ]
     return found
 
 
@@ -49,8 +54,12 @@ def test_links_point_to_the_folders(folder: str) -> None:
 
 def _imports(path: Path) -> set[str]:
     names: set[str] = set()
-    guarded = {child for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-               for child in (ast.dump(inner) for inner in node.body)}
+    guarded = {
+        child
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for child in (ast.dump(inner) for inner in node.body)
+    }
     for node in ast.walk(ast.parse(path.read_text())):
         if ast.dump(node) in guarded:
             continue
@@ -63,7 +72,9 @@ def _imports(path: Path) -> set[str]:
 
 
 def test_imports_follow_the_layers() -> None:
-    """errors <- core <- {passes, schedules} <- targets <- driver <- cli; passes and schedules do not know each other."""
+    """errors <- core <- {passes, schedules} <- targets <- driver <- cli; passes and schedules do not know each
+    other.
+    """
     wrong = []
     for module, path in _sources():
         head, level = module.split(".")[0], _level(module)
@@ -76,8 +87,13 @@ def test_imports_follow_the_layers() -> None:
 
 
 def _modules_after(statement: str) -> set[str]:
-    code = f"import sys; {statement}; print(' '.join(m for m in ('tvm', 'torch', 'onnx', 'tvm_ffi', 'scipy', 'rich') if m in sys.modules))"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split())
+    heavy = ("tvm", "torch", "onnx", "tvm_ffi", "scipy", "rich")
+    code = f"import sys; {statement}; print(' '.join(m for m in {heavy} if m in sys.modules))"
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        ).stdout.split()
+    )
 
 
 def test_importing_the_package_is_light() -> None:

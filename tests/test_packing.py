@@ -21,7 +21,11 @@ def test_round_trip(bits: int, size: int, signed: bool, seed: int) -> None:
     assert np.array_equal(unpack(data, array.shape, str(array.dtype), width), array)
 
 
-@pytest.mark.parametrize(("values", "bits"), [([-8, 7], 4), ([-9], 5), ([0], 1), ([-1], 1), ([-128], 8), ([127], 8), ([1], 2), ([-2, 1], 2)], ids=str)
+@pytest.mark.parametrize(
+    ("values", "bits"),
+    [([-8, 7], 4), ([-9], 5), ([0], 1), ([-1], 1), ([-128], 8), ([127], 8), ([1], 2), ([-2, 1], 2)],
+    ids=str,
+)
 def test_signed_width(values: list[int], bits: int) -> None:
     assert bits_needed(np.array(values, np.int8)) == bits
 

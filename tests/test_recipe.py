@@ -31,9 +31,29 @@ def test_accepts(options: dict, field: str, expected: object) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"bits": 1}, {"bits": 9}, {"bits": 4.5}, {"bits": True}, {"bits": (4, 8, 8)}, {"bits": "8"}, {"sparsity": 1.0}, {"sparsity": -0.1}, {"sparsity": float("nan")},
-        {"sparsity": "half"}, {"sparsity": {"conv1": 1.0}}, {"align": 0}, {"batch": 0}, {"samples": 0}, {"seed": -1}, {"seed": 0.5}, {"num_threads": 0},
-        {"score": "l2"}, {"observer": "max"}, {"ignore": 3}, {"input_shapes": {"x": [0, 3]}}, {"input_shapes": [1, 3]}, {"memory_budget": 10},
+        {"bits": 1},
+        {"bits": 9},
+        {"bits": 4.5},
+        {"bits": True},
+        {"bits": (4, 8, 8)},
+        {"bits": "8"},
+        {"sparsity": 1.0},
+        {"sparsity": -0.1},
+        {"sparsity": float("nan")},
+        {"sparsity": "half"},
+        {"sparsity": {"conv1": 1.0}},
+        {"align": 0},
+        {"batch": 0},
+        {"samples": 0},
+        {"seed": -1},
+        {"seed": 0.5},
+        {"num_threads": 0},
+        {"score": "l2"},
+        {"observer": "max"},
+        {"ignore": 3},
+        {"input_shapes": {"x": [0, 3]}},
+        {"input_shapes": [1, 3]},
+        {"memory_budget": 10},
     ],
     ids=str,
 )
@@ -49,5 +69,7 @@ def test_an_unknown_option_gets_a_suggestion() -> None:
 
 
 def test_json_round_trip() -> None:
-    recipe = Recipe.from_options(bits=(4, 8), sparsity={"a": 0.5}, ignore=["b*"], input_shapes={"x": (1, 3, 8, 8)}, align=1, seed=3)
+    recipe = Recipe.from_options(
+        bits=(4, 8), sparsity={"a": 0.5}, ignore=["b*"], input_shapes={"x": (1, 3, 8, 8)}, align=1, seed=3
+    )
     assert Recipe.from_json(recipe.to_json()) == recipe

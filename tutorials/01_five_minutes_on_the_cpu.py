@@ -1,7 +1,9 @@
 # %% [markdown]
 # # Five minutes on the CPU
-# Two trained networks that this repository ships are made small and fast without any training: a Fashion-MNIST classifier and a super-resolution network.
-# Run it as a script (`python tutorials/01_five_minutes_on_the_cpu.py`) or cell by cell in an editor that knows `# %%`. Pictures go to `out/`.
+# Two trained networks that this repository ships are made small and fast without any training: a Fashion-MNIST
+# classifier and a super-resolution network. Run it as a script (`python tutorials/01_five_minutes_on_the_cpu.py`) or
+# cell by cell in an editor that knows `#
+# %%`. Pictures go to `out/`.
 
 # %%
 from __future__ import annotations
@@ -29,7 +31,8 @@ OUT.mkdir(exist_ok=True)
 
 # %% [markdown]
 # ## 1. The classifier
-# Calibration takes a few hundred training images WITHOUT labels. The 10,000 test images are only used for the final numbers.
+# Calibration takes a few hundred training images WITHOUT labels. The 10,000 test images are only used for the final
+# numbers.
 
 # %%
 MODEL = HERE / "models" / "fashion_resnet14.onnx"
@@ -47,14 +50,23 @@ rows = [("float", accuracy(reference), reference.benchmark(), 4 * reference.repo
 
 # %% [markdown]
 # ## 2. Eight bits, four bits, half of the channels
-# One call each. `sparsity=0.5` removes half of the channels of every layer, residual streams too, and re-solves the weights that are left so that every layer's
-# output stays as close as possible to the dense network's. `align=1` asks for exact fractions; by default wide layers keep multiples of 16 channels, because that is what
-# the CPU's registers hold.
+# One call each. `sparsity=0.5` removes half of the channels of every layer, residual streams too, and re-solves the
+# weights that are left so that every layer's output stays as close as possible to the dense network's. `align=1` asks
+# for exact fractions; by default wide layers keep multiples of 16 channels, because that is what the CPU's registers
+# hold.
 
 # %%
 modules = {}
 for bits, sparsity in ((8, None), (4, None), (8, 0.5), (4, 0.5)):
-    module = lpsn_tvm.build(MODEL, target="llvm", bits=bits, sparsity=sparsity, align=1 if sparsity else None, calibration=calibration, measure=False)
+    module = lpsn_tvm.build(
+        MODEL,
+        target="llvm",
+        bits=bits,
+        sparsity=sparsity,
+        align=1 if sparsity else None,
+        calibration=calibration,
+        measure=False,
+    )
     name = f"{bits} bits" + (f", {sparsity:.0%} of the channels removed" if sparsity else "")
     modules[name] = module
     rows.append((name, accuracy(module), module.benchmark(), module.report.totals["weight_bytes"][1] / 1024))
@@ -75,7 +87,12 @@ fig, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
 place = np.arange(len(layers))
 axes.bar(place, [layer.out_channels[0] for layer in layers], color="#d0d7de", label="trained network")
 axes.bar(place, [layer.out_channels[1] for layer in layers], color="#0969da", label="kept")
-axes.set_xticks(place, [layer.name.strip("/").split("/")[-2] if layer.name.count("/") > 1 else layer.name for layer in layers], rotation=75, fontsize=7)
+axes.set_xticks(
+    place,
+    [layer.name.strip("/").split("/")[-2] if layer.name.count("/") > 1 else layer.name for layer in layers],
+    rotation=75,
+    fontsize=7,
+)
 axes.set_ylabel("output channels")
 axes.set_title("Channels kept per layer at sparsity 0.5")
 axes.legend(frameon=False)
@@ -83,7 +100,8 @@ fig.savefig(OUT / "channels_kept.png", dpi=130)
 
 # %% [markdown]
 # ## 4. One file, and ONNX out
-# The file loads with TVM's runtime only. The compressed network is also plain ONNX, float or with QuantizeLinear / DequantizeLinear nodes.
+# The file loads with TVM's runtime only. The compressed network is also plain ONNX, float or with QuantizeLinear /
+# DequantizeLinear nodes.
 
 # %%
 path = smallest.save(OUT / "fashion.lpsn")
@@ -91,11 +109,14 @@ loaded = lpsn_tvm.load(path)
 assert np.array_equal(loaded(test_images[:8]), smallest(test_images[:8]))
 smallest.to_onnx(OUT / "fashion_small_qdq.onnx")
 smallest.to_onnx(OUT / "fashion_small_float.onnx", quantized=False)
-print(f"{path}: {path.stat().st_size / 1024:.0f} KiB; the ONNX model it came from: {MODEL.stat().st_size / 1024:.0f} KiB")
+print(
+    f"{path}: {path.stat().st_size / 1024:.0f} KiB; the ONNX model it came from: {MODEL.stat().st_size / 1024:.0f} KiB"
+)
 
 # %% [markdown]
 # ## 5. Super-resolution
-# The second network doubles the resolution of a photograph. It is calibrated on patches of training photographs and judged on two others.
+# The second network doubles the resolution of a photograph. It is calibrated on patches of training photographs and
+# judged on two others.
 
 # %%
 rng = np.random.default_rng(0)
@@ -108,9 +129,14 @@ SUPER = HERE / "models" / "espcn_x2.onnx"
 
 
 def enlarge(name: str, low: np.ndarray, **options: object) -> np.ndarray:
-    """The network compiled for the size of `low`, applied to it. Calibrated on patches of another size: only the batch is fixed by the file."""
+    """The network compiled for the size of `low`, applied to it. Calibrated on patches of another size: only the
+    batch is fixed by the file.
+    """
     shape = (1, 1, *low.shape)
-    tiled = [np.tile(p, (1, -(-low.shape[0] // 64), -(-low.shape[1] // 64)))[:, : low.shape[0], : low.shape[1]] for p in patches[:48]]
+    tiled = [
+        np.tile(p, (1, -(-low.shape[0] // 64), -(-low.shape[1] // 64)))[:, : low.shape[0], : low.shape[1]]
+        for p in patches[::12]
+    ]
     module = lpsn_tvm.build(SUPER, input_shapes={"input": shape}, calibration=np.stack(tiled), measure=False, **options)
     print(f"{name}: {module.benchmark():.1f} ms")
     return np.clip(np.asarray(module(low[None, None]))[0, 0], 0, 1)

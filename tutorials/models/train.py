@@ -1,4 +1,5 @@
-"""Trains the three small networks that this repository ships and writes them as ONNX (CPU, about 20 minutes in all, seed 0).
+"""Trains the three small networks that this repository ships and writes them as ONNX (CPU, about 20 minutes in
+all, seed 0).
 
     pip install torch scikit-image scikit-learn onnx
     apt-get install dataset-fashion-mnist        # Fashion-MNIST (MIT) as a Debian package
@@ -6,7 +7,8 @@
 
 * `fashion_resnet14.onnx`: ResNet-14, 16 / 32 / 64 channels, batch norm.
 * `fashion_mobilenet.onnx`: MobileNetV2-like, depthwise convolutions, ReLU6, batch norm.
-* `espcn_x2.onnx`: super-resolution by two on luma, global skip connection, trained on photographs that scikit-image and scikit-learn ship.
+* `espcn_x2.onnx`: super-resolution by two on luma, global skip connection, trained on photographs that scikit-image
+  and scikit-learn ship.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ def fashion_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 class ConvNorm(nn.Sequential):
-    def __init__(self, cin: int, cout: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: nn.Module | None = None) -> None:
+    def __init__(
+        self, cin: int, cout: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: nn.Module | None = None
+    ) -> None:
         layers = [nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(cout)]
         super().__init__(*layers, *([act] if act else []))
 
@@ -55,7 +59,11 @@ class InvertedResidual(nn.Module):
     def __init__(self, cin: int, cout: int, stride: int, expand: int) -> None:
         super().__init__()
         width = cin * expand
-        self.body = nn.Sequential(ConvNorm(cin, width, 1, act=nn.ReLU6()), ConvNorm(width, width, 3, stride, width, act=nn.ReLU6()), ConvNorm(width, cout, 1))
+        self.body = nn.Sequential(
+            ConvNorm(cin, width, 1, act=nn.ReLU6()),
+            ConvNorm(width, width, 3, stride, width, act=nn.ReLU6()),
+            ConvNorm(width, cout, 1),
+        )
         self.has_skip = stride == 1 and cin == cout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -81,7 +89,12 @@ def resnet14() -> nn.Module:
 
 def mobilenet() -> nn.Module:
     plan = ((16, 16, 1), (16, 24, 1), (24, 24, 1), (24, 40, 2), (40, 40, 1), (40, 40, 1))
-    return nn.Sequential(ConvNorm(1, 16, stride=2, act=nn.ReLU6()), *(InvertedResidual(a, b, s, 4) for a, b, s in plan), ConvNorm(40, 128, 1, act=nn.ReLU6()), Pooled(128))
+    return nn.Sequential(
+        ConvNorm(1, 16, stride=2, act=nn.ReLU6()),
+        *(InvertedResidual(a, b, s, 4) for a, b, s in plan),
+        ConvNorm(40, 128, 1, act=nn.ReLU6()),
+        Pooled(128),
+    )
 
 
 def train_classifier(net: nn.Module, epochs: int = 5, batch: int = 128, peak: float = 0.1) -> None:
@@ -107,14 +120,24 @@ def train_classifier(net: nn.Module, epochs: int = 5, batch: int = 128, peak: fl
     net.eval()
     images, labels = (torch.from_numpy(a) for a in fashion_mnist("t10k"))
     with torch.no_grad():
-        right = sum(int((net(images[i : i + 500]).argmax(1) == labels[i : i + 500]).sum()) for i in range(0, len(images), 500))
+        right = sum(
+            int((net(images[i : i + 500]).argmax(1) == labels[i : i + 500]).sum()) for i in range(0, len(images), 500)
+        )
     print(f"test accuracy {right / len(images):.4f}", flush=True)
 
 
 class Espcn(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, 32, 5, 1, 2), nn.ReLU(), nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 16, 3, 1, 1), nn.ReLU(), nn.Conv2d(16, 4, 3, 1, 1))
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 32, 5, 1, 2),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(32, 16, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(16, 4, 3, 1, 1),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.pixel_shuffle(self.body(x) + x, 2)
@@ -142,7 +165,11 @@ def photographs(split: str) -> dict[str, np.ndarray]:
     if split == "test":
         return {"chelsea": luma(skimage.data.chelsea()), "flower": luma(load_sample_image("flower.jpg"))}
     names = ("astronaut", "coffee", "rocket", "hubble_deep_field", "immunohistochemistry")
-    return {**{n: luma(getattr(skimage.data, n)()) for n in names}, "motorcycle": luma(skimage.data.stereo_motorcycle()[0]), "china": luma(load_sample_image("china.jpg"))}
+    return {
+        **{n: luma(getattr(skimage.data, n)()) for n in names},
+        "motorcycle": luma(skimage.data.stereo_motorcycle()[0]),
+        "china": luma(load_sample_image("china.jpg")),
+    }
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -181,8 +208,18 @@ def export(net: nn.Module, sample: torch.Tensor, path: Path, axes: dict[int, str
     """ONNX with batch norm kept, so that what the package folds is what a user's model has."""
     net.eval().to(memory_format=torch.contiguous_format)
     buffer = io.BytesIO()
-    torch.onnx.export(net, (sample,), buffer, input_names=["input"], output_names=["output"], opset_version=17, dynamo=False,
-                      do_constant_folding=False, training=torch.onnx.TrainingMode.PRESERVE, dynamic_axes={"input": axes, "output": axes})
+    torch.onnx.export(
+        net,
+        (sample,),
+        buffer,
+        input_names=["input"],
+        output_names=["output"],
+        opset_version=17,
+        dynamo=False,
+        do_constant_folding=False,
+        training=torch.onnx.TrainingMode.PRESERVE,
+        dynamic_axes={"input": axes, "output": axes},
+    )
     onnx.save(onnx.load_from_string(buffer.getvalue()), path)
     print(f"{path.name}: {path.stat().st_size / 1024:.0f} KiB", flush=True)
 
