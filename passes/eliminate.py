@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lpsn_tvm.passes.resolve import SCORE_DAMPING, cholesky, damping_vector
+from lpsn_tvm.passes.resolve import SCORE_DAMPING, cholesky, damped_factor
 
 EXACT_WORK = 6e9
 """Up to this many multiply-adds for one-by-one elimination, every unit is its own global update."""
@@ -62,15 +62,19 @@ class Elimination:
     costs: Tensor
 
 
-def problem_of(gram: Tensor, weights: Tensor, units: Tensor, weight: float, damping: float = SCORE_DAMPING) -> Problem:
-    """The problem of an ungrouped consumer.
+def problem_of(
+    gram: Tensor, moment: Tensor, prior: Tensor, units: Tensor, weight: float, damping: float = SCORE_DAMPING
+) -> Problem:
+    """The problem of one (group of a) consumer: its least squares weights and the inverse, from one factorisation.
 
     Parameters
     ----------
     gram : float64[k, k]
         X^T X, bias column last.
-    weights : float64[k, outputs]
-        Least squares solution under the same damping (or the exact weights of a dense layer).
+    moment : float64[k, outputs]
+        X^T Y.
+    prior : float64[k, outputs]
+        Weights that the damping pulls towards.
     units : int64[k]
         Unit of every column, -1 for columns that stay.
     weight : float
@@ -78,9 +82,9 @@ def problem_of(gram: Tensor, weights: Tensor, units: Tensor, weight: float, damp
     damping : float
         Relative to the mean of the diagonal.
     """
-    damped = gram.clone()
-    damped.diagonal().add_(damping_vector(gram[None], damping)[0])
-    return Problem(torch.cholesky_inverse(cholesky(damped)), weights.clone(), units, weight)
+    factor = damped_factor(gram[None], damping)[0]
+    weights = prior + torch.cholesky_solve(moment - gram @ prior, factor)
+    return Problem(torch.cholesky_inverse(factor), weights, units, weight)
 
 
 def eliminate(problems: Sequence[Problem], units: int, count: int, budget: float | None = None) -> Elimination:
@@ -193,8 +197,10 @@ def _downdate(problem: Problem, removed: Tensor) -> None:
     kept = (~gone).nonzero()[:, 0]
     side = problem.inverse[:, columns]
     factor = cholesky(side[columns])
-    inverse, weights = problem.inverse, problem.weights
+    weights = problem.weights
     weights.sub_(side @ torch.cholesky_solve(weights[columns], factor))
-    inverse.addmm_(side, torch.cholesky_solve(side.T, factor), alpha=-1)
-    problem.inverse = inverse.index_select(0, kept).index_select(1, kept)
+    problem.inverse.addmm_(side, torch.cholesky_solve(side.T, factor), alpha=-1)
+    # In two steps, so that only two matrices exist at a time.
+    problem.inverse = problem.inverse.index_select(0, kept)
+    problem.inverse = problem.inverse.index_select(1, kept)
     problem.weights, problem.units = weights.index_select(0, kept), problem.units[kept]

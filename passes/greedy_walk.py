@@ -23,7 +23,7 @@ from lpsn_tvm.passes.dense_reference import LayerReference, closing_sums
 from lpsn_tvm.passes.eliminate import Elimination, Problem, eliminate, problem_of
 from lpsn_tvm.passes.group_columns import columns_of, first_consumers, near_consumers, order_scores, unit_of_channel
 from lpsn_tvm.passes.normal_equations import NormalEquations
-from lpsn_tvm.passes.resolve import SCORE_DAMPING, relative_error, solve
+from lpsn_tvm.passes.resolve import relative_error, solve
 from lpsn_tvm.passes.scores import ChannelMean, random_scores, unit_scores
 
 
@@ -129,6 +129,7 @@ class GreedyWalk:
                 for group in undecided:
                     self._decide(group, layer, equations)
                 self._finish(layer, equations, stale)
+            self.references[name].gram = None  # every group that this layer reads is decided now
             progress(number + 1)
 
     def _is_stale(self, layer: Layer) -> bool:
@@ -165,6 +166,7 @@ class GreedyWalk:
             sums.add(rows, targets if other is None else targets - geometry.targets(other, where))
             if wants_activity:
                 activity.add(x)
+        reference.targets.clear()  # read once; late layers need the memory
         return _Equations(sums, channels, activity)
 
     # --- masks
@@ -271,10 +273,9 @@ class GreedyWalk:
             target, old = moment[g][columns][:, outputs], prior[g][columns][:, outputs]
             # Channels that are always zero cost nothing, whatever weights they had.
             old = old * (sub.diagonal() > 0)[:, None]
-            weights = solve(sub[None], target[None], old[None], SCORE_DAMPING)[0]
             of_column = units[g][channels].repeat_interleave(geometry.taps)
             of_column = torch.cat([of_column, torch.tensor([-1])])[columns]
-            problems.append(problem_of(sub, weights, of_column, 1.0 / spread))
+            problems.append(problem_of(sub, target, old, of_column, 1.0 / spread))
         return problems
 
     def _dense_sums(self, consumer: Layer) -> tuple[Tensor, Tensor, Tensor]:
