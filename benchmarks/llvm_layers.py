@@ -1,9 +1,11 @@
-"""Single int8 layers on one thread: our kernels, untuned, against ONNX Runtime's QLinearConv (uint8 x int8, per channel).
+"""Single int8 layers on one thread: our kernels, untuned, against ONNX Runtime's QLinearConv (uint8 x int8, per
+channel).
 
     python benchmarks/llvm_layers.py [--layers resnet18 mobilenet_v2] [--rounds 60] [--target llvm]
 
-Both run in one process, alternating; minima are printed (the machine may be shared). ONNX Runtime converts layouts at the borders of a model: where a
-layer's output can be its input, a chain of four is timed and divided; the others are marked "single".
+Both run in one process, alternating; minima are printed (the machine may be shared). ONNX Runtime converts layouts at
+the borders of a model: where a layer's output can be its input, a chain of four is timed and divided; the others are
+marked "single".
 """
 
 from __future__ import annotations
@@ -53,21 +55,47 @@ class Layer:
 
 LAYERS = {
     "resnet18": [
-        Layer(3, 224, 64, 7, 2), Layer(64, 56, 64), Layer(64, 56, 128, 3, 2), Layer(64, 56, 128, 1, 2), Layer(128, 28, 128),
-        Layer(128, 28, 256, 3, 2), Layer(128, 28, 256, 1, 2), Layer(256, 14, 256), Layer(256, 14, 512, 3, 2), Layer(256, 14, 512, 1, 2),
+        Layer(3, 224, 64, 7, 2),
+        Layer(64, 56, 64),
+        Layer(64, 56, 128, 3, 2),
+        Layer(64, 56, 128, 1, 2),
+        Layer(128, 28, 128),
+        Layer(128, 28, 256, 3, 2),
+        Layer(128, 28, 256, 1, 2),
+        Layer(256, 14, 256),
+        Layer(256, 14, 512, 3, 2),
+        Layer(256, 14, 512, 1, 2),
         Layer(512, 7, 512),
     ],
     "mobilenet_v2": [
-        Layer(3, 224, 32, 3, 2), Layer(32, 112, 32, depthwise=True), Layer(32, 112, 16, 1), Layer(16, 112, 96, 1),
-        Layer(96, 112, 96, 3, 2, True), Layer(96, 56, 24, 1), Layer(24, 56, 144, 1), Layer(144, 56, 144, depthwise=True),
-        Layer(144, 28, 32, 1), Layer(192, 28, 192, depthwise=True), Layer(384, 14, 64, 1), Layer(64, 14, 384, 1),
-        Layer(576, 14, 576, depthwise=True), Layer(960, 7, 960, depthwise=True), Layer(160, 7, 960, 1), Layer(320, 7, 1280, 1),
+        Layer(3, 224, 32, 3, 2),
+        Layer(32, 112, 32, depthwise=True),
+        Layer(32, 112, 16, 1),
+        Layer(16, 112, 96, 1),
+        Layer(96, 112, 96, 3, 2, True),
+        Layer(96, 56, 24, 1),
+        Layer(24, 56, 144, 1),
+        Layer(144, 56, 144, depthwise=True),
+        Layer(144, 28, 32, 1),
+        Layer(192, 28, 192, depthwise=True),
+        Layer(384, 14, 64, 1),
+        Layer(64, 14, 384, 1),
+        Layer(576, 14, 576, depthwise=True),
+        Layer(960, 7, 960, depthwise=True),
+        Layer(160, 7, 960, 1),
+        Layer(320, 7, 1280, 1),
     ],
     "odd": [
-        Layer(64, 53, 64), Layer(48, 37, 80), Layer(64, 13, 64), Layer(256, 4, 256), Layer(512, 2, 512), Layer(64, 19, 64, 5),
-        Layer(96, 23, 96, 5, depthwise=True), Layer(64, 47, 64, 1),
+        Layer(64, 53, 64),
+        Layer(48, 37, 80),
+        Layer(64, 13, 64),
+        Layer(256, 4, 256),
+        Layer(512, 2, 512),
+        Layer(64, 19, 64, 5),
+        Layer(96, 23, 96, 5, depthwise=True),
+        Layer(64, 47, 64, 1),
     ],
-}  # fmt: skip
+}
 
 
 def values(layer: Layer) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -91,7 +119,12 @@ def ours(layer: Layer, target: str) -> Callable[[], object]:
     x, weight, bias, scale = values(layer)
     block = input_block(layer.channels) if layer.channels < 16 else 16
     spec = TensorSpec(x.shape, "uint8", block)
-    attrs = {"strides": (layer.stride,) * 2, "padding": (layer.kernel // 2,) * 4, "groups": layer.groups, "out_zero_point": 128}
+    attrs = {
+        "strides": (layer.stride,) * 2,
+        "padding": (layer.kernel // 2,) * 4,
+        "groups": layer.groups,
+        "out_zero_point": 128,
+    }
     attrs["x_zero_point"] = 128
     constants = {"weight": weight, "bias": bias, "scale": scale}
     kernels = (builder((spec,), constants, attrs, backend.geometry) for builder in backend.rules["lpsn.conv2d"])
@@ -111,15 +144,25 @@ def onnxruntime(layer: Layer) -> tuple[Callable[[], object], int]:
     x, weight, bias, scale = values(layer)
     count = CHAIN if layer.channels == layer.out and layer.size == layer.out_size else 1
     constants = {
-        "xs": np.float32(1), "xz": np.uint8(128), "w": weight, "ws": scale, "wz": np.zeros(layer.out, np.int8), "b": bias,
-    }  # fmt: skip
+        "xs": np.float32(1),
+        "xz": np.uint8(128),
+        "w": weight,
+        "ws": scale,
+        "wz": np.zeros(layer.out, np.int8),
+        "b": bias,
+    }
     nodes = [
         helper.make_node(
-            "QLinearConv", [f"x{i}", "xs", "xz", "w", "ws", "wz", "xs", "xz", "b"], [f"x{i + 1}"], group=layer.groups,
-            kernel_shape=[layer.kernel] * 2, strides=[layer.stride] * 2, pads=[layer.kernel // 2] * 4,
+            "QLinearConv",
+            [f"x{i}", "xs", "xz", "w", "ws", "wz", "xs", "xz", "b"],
+            [f"x{i + 1}"],
+            group=layer.groups,
+            kernel_shape=[layer.kernel] * 2,
+            strides=[layer.stride] * 2,
+            pads=[layer.kernel // 2] * 4,
         )
         for i in range(count)
-    ]  # fmt: skip
+    ]
     shape = [1, layer.out, layer.out_size, layer.out_size]
     graph = helper.make_graph(
         nodes,
