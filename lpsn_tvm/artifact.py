@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lpsn_tvm.errors import ArtifactError, LpsnError
-from lpsn_tvm.packing import bits_needed, pack, unpack
+from lpsn_tvm.packing import bits_needed, common_shift, pack, unpack
 from lpsn_tvm.recipe import Recipe
 from lpsn_tvm.report import Report
 from lpsn_tvm.runtime import Executable, check_machine, set_num_threads
@@ -199,13 +199,16 @@ class Artifact:
         target = Path(path)
         payload, entries = io.BytesIO(), []
         for array in self.params:
-            bits = bits_needed(array)
-            data = pack(array, bits)
+            shift = common_shift(array)
+            values = array >> shift if shift else array
+            bits = bits_needed(values)
+            data = pack(values, bits)
             entries.append(
                 {
                     "shape": list(array.shape),
                     "dtype": str(array.dtype),
                     "bits": bits,
+                    "shift": shift,
                     "offset": payload.tell(),
                     "size": len(data),
                 }
@@ -273,10 +276,7 @@ def load(path: str | os.PathLike[str]) -> Artifact:
             )
         check_machine(manifest["cpu_features"], manifest["machine"], where)
         blob = contents["params.bin"]
-        params = [
-            unpack(blob[e["offset"] : e["offset"] + e["size"]], tuple(e["shape"]), e["dtype"], e["bits"])
-            for e in manifest["params"]
-        ]
+        params = [_parameter(blob, entry) for entry in manifest["params"]]
         artifact = Artifact(
             library=contents["library.so"],
             params=params,
@@ -291,6 +291,13 @@ def load(path: str | os.PathLike[str]) -> Artifact:
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"is not a valid module file ({type(error).__name__}: {error})", where=where) from error
     return artifact
+
+
+def _parameter(blob: bytes, entry: Mapping[str, Any]) -> np.ndarray:
+    """One array of `params.bin`."""
+    data = blob[entry["offset"] : entry["offset"] + entry["size"]]
+    values = unpack(data, tuple(entry["shape"]), entry["dtype"], entry["bits"])
+    return values << entry["shift"] if entry["shift"] else values
 
 
 def _info(record: Mapping[str, Any]) -> TensorInfo:

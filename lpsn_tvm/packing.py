@@ -21,6 +21,17 @@ def bits_needed(array: np.ndarray) -> int:
     return max(1, max(max(high, 0).bit_length(), (~low).bit_length() if low < 0 else 0) + 1)
 
 
+def common_shift(array: np.ndarray) -> int:
+    """Largest k such that every value of an int8 or uint8 array is a multiple of 2**k (0 for other types and zeros).
+
+    Lowering may have multiplied few-bit weights by a power of two; shifted back they pack into the bits they had.
+    """
+    if array.dtype not in (np.int8, np.uint8) or array.size == 0:
+        return 0
+    union = int(np.bitwise_or.reduce(array.reshape(-1)))
+    return (union & -union).bit_length() - 1 if union else 0
+
+
 def pack(array: np.ndarray, bits: int) -> bytes:
     """The low `bits` bits of each value, one after another; whole bytes are copied."""
     if bits >= 8:

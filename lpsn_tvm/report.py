@@ -115,10 +115,10 @@ class Report:
     def _layer_table(self) -> Any:
         from rich.table import Table
 
-        table = Table(title=f"{self.model} for {self.target}", title_justify="left")
-        for heading in ("layer", "kind"):
-            table.add_column(heading, overflow="fold")
-        for heading in ("channels in", "channels out", "MMAC", "parameters", "bits w/a", "error"):
+        table = Table(title=f"{self.model} for {self.target}: channels before -> after", title_justify="left")
+        table.add_column("layer", overflow="fold", min_width=12)
+        table.add_column("kind", overflow="fold", min_width=6)
+        for heading in ("in", "out", "MMAC", "params", "w/a", "error"):
             table.add_column(heading, justify="right", no_wrap=True)
         for layer in self.layers:
             bits = f"{layer.weight_bits}/{layer.activation_bits}" if layer.weight_bits else "float"
@@ -127,8 +127,8 @@ class Report:
                 layer.kind,
                 _change(layer.in_channels),
                 _change(layer.out_channels),
-                _change(layer.macs, 1e-6, "{:.2f}"),
-                _change(layer.parameters),
+                f"{layer.macs[1] * 1e-6:.2f}",
+                str(layer.parameters[1]),
                 bits,
                 "" if layer.error is None else f"{layer.error:.1e}",
             )
@@ -164,6 +164,6 @@ class Report:
         return table
 
 
-def _change(pair: tuple[float, float], factor: float = 1, form: str = "{}") -> str:
-    before, after = (form.format(value * factor if factor != 1 else value) for value in pair)
-    return before if before == after else f"{before} -> {after}"
+def _change(pair: tuple[int, int]) -> str:
+    before, after = pair
+    return str(after) if before == after else f"{before} -> {after}"

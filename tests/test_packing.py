@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpsn_tvm.packing import bits_needed, pack, unpack
+from lpsn_tvm.packing import bits_needed, common_shift, pack, unpack
 
 
 @given(bits=st.integers(1, 8), size=st.integers(0, 70), signed=st.booleans(), seed=st.integers(0, 99))
@@ -28,6 +28,15 @@ def test_round_trip(bits: int, size: int, signed: bool, seed: int) -> None:
 )
 def test_signed_width(values: list[int], bits: int) -> None:
     assert bits_needed(np.array(values, np.int8)) == bits
+
+
+@pytest.mark.parametrize(
+    ("values", "shift"), [([-16, 8], 3), ([0], 0), ([-128], 7), ([3, 4], 0), ([64, -64, 0], 6)], ids=str
+)
+def test_common_shift(values: list[int], shift: int) -> None:
+    array = np.array(values, np.int8)
+    assert common_shift(array) == shift
+    assert np.array_equal((array >> shift) << shift, array)
 
 
 def test_lowest_bits_come_first() -> None:
