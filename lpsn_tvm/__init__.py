@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 _LAZY = {
     "build": "lpsn_tvm.driver",
+    "compare_rankings": "lpsn_tvm.analysis",
     "load": "lpsn_tvm.artifact",
     "Artifact": "lpsn_tvm.artifact",
     "CalibrationSet": "lpsn_tvm.calibration",
@@ -39,6 +40,7 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
+    from lpsn_tvm.analysis import compare_rankings
     from lpsn_tvm.artifact import Artifact, load
     from lpsn_tvm.calibration import CalibrationSet
     from lpsn_tvm.driver import build
@@ -75,6 +77,7 @@ __all__ = [
     "TargetError",
     "UnsupportedOpError",
     "build",
+    "compare_rankings",
     "load",
 ]
 

@@ -118,8 +118,7 @@ def build(
         options: dict[str, Any] = {}
         if sparsity:
             options["sparsity"] = _sparsity(sparsity)
-        if input_range:
-            options["input_range"] = tuple(float(v) for v in input_range.split(","))
+        options["input_range"] = _interval(input_range)
         _check_writable(output)
         module = lpsn_tvm.build(
             model,
@@ -224,6 +223,54 @@ def inspect(module: Annotated[Path, typer.Argument(help="Module file.")], as_jso
         "bytes": module.stat().st_size,
     }
     _show(artifact.report, as_json, extra)
+
+
+@app.command()
+def rank(
+    model: Annotated[Path, typer.Argument(help="ONNX model.")],
+    calibration: Annotated[Path, typer.Option(help="Folder of images, or .npy / .npz file, of unlabelled samples.")],
+    sparsity: Annotated[Optional[list[float]], typer.Option(help="Fractions to compare at; repeatable.")] = None,  # noqa: UP045
+    input_shape: Annotated[Optional[list[str]], typer.Option(help="NAME=1x3x224x224; repeatable.")] = None,  # noqa: UP045
+    input_range: Annotated[Optional[str], typer.Option(help="LOW,HIGH that images are mapped to.")] = None,  # noqa: UP045
+    as_json: JsonFlag = False,
+) -> None:
+    """Show how much each layer's channel ranking changes when the layers before it are pruned (greedy vs one-shot)."""
+    try:
+        from lpsn_tvm.analysis import compare_rankings
+
+        changes = compare_rankings(
+            model,
+            calibration=calibration,
+            sparsities=sparsity or (0.25, 0.5, 0.75),
+            input_shapes=_shapes(input_shape or []),
+            input_range=_interval(input_range),
+            progress=False if as_json else None,
+        )
+    except LpsnError as error:
+        _fail(error, as_json)
+    if as_json:
+        typer.echo(json.dumps([vars(change) for change in changes]))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Channel rankings, dense network against pruned prefix", title_justify="left")
+    table.add_column("group", overflow="fold", min_width=12)
+    for heading in ("channels", "sparsity", "Kendall's tau", "Levenshtein"):
+        table.add_column(heading, justify="right")
+    for c in changes:
+        table.add_row(c.name, str(c.channels), f"{c.sparsity:g}", f"{c.tau:.3f}", str(c.levenshtein))
+    Console().print(table)
+
+
+def _interval(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise LpsnError(f"expected LOW,HIGH, got {text!r}", where="--input-range") from error
+    return low, high
 
 
 def _show(report: Any, as_json: bool, extra: dict[str, Any]) -> None:
