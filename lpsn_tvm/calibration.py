@@ -17,6 +17,9 @@ from lpsn_tvm.errors import CalibrationError
 from lpsn_tvm.images import CHANNELS
 
 
+LARGEST = 1e12
+
+
 class _Synthetic:
     """`CalibrationSet.synthetic(...)` makes a set, `calibration_set.synthetic` says whether it was made that way."""
 
@@ -172,6 +175,12 @@ class CalibrationSet:
                     bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
                     what = "NaN" if np.isnan(array).any() else "infinite values"
                     raise CalibrationError(f"sample {position + int(bad[0])} has {what}", where=name)
+                if array.size and float(np.abs(array).max()) > LARGEST:
+                    raise CalibrationError(
+                        f"has values up to {float(np.abs(array).max()):.1e}, whose squares overflow float32; "
+                        f"allowed is up to {LARGEST:.0e}",
+                        where=name,
+                    )
                 hashes[name].update(np.ascontiguousarray(array).data)
             position += len(next(iter(arrays.values())))
         total = hashlib.sha256()
@@ -185,10 +194,16 @@ def _check_options(batch: int, limit: int | None, input_range: tuple[float, floa
         raise CalibrationError(f"batch is {batch}; at least 1")
     if limit is not None and limit < 1:
         raise CalibrationError(f"limit is {limit}; at least 1, or None")
-    if input_range is not None and (
-        len(input_range) != 2 or not np.isfinite(input_range).all() or input_range[0] >= input_range[1]
-    ):
+    if input_range is not None and not _is_interval(input_range):
         raise CalibrationError(f"input_range is {input_range}; two finite numbers, the smaller first")
+
+
+def _is_interval(value: Any) -> bool:
+    try:
+        low, high = (float(bound) for bound in value)
+    except (TypeError, ValueError):
+        return False
+    return bool(np.isfinite([low, high]).all()) and low < high
 
 
 def _synthetic_set(

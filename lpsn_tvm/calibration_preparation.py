@@ -32,7 +32,10 @@ def preparation(
 
         def custom(batch: Arrays) -> Arrays:
             ready = batch if input_range is None else _mapped(batch, bytes_in, input_range)
-            result = function(next(iter(ready.values())) if is_single else ready)
+            try:
+                result = function(next(iter(ready.values())) if is_single else ready)
+            except Exception as error:
+                raise CalibrationError(f"preprocessing failed: {type(error).__name__}: {error}") from error
             return as_float(_named_result(result, wanted))
 
         return custom, notes
@@ -97,7 +100,10 @@ def _channel_affine(name: str, shape: tuple[int, ...], options: Mapping[str, Any
     result = []
     axis = len(shape) - 1 if len(shape) == 4 and shape[1] not in CHANNELS and shape[3] in CHANNELS else 1
     for key, default in (("mean", 0.0), ("std", 1.0)):
-        value = np.asarray(options.get(key, default), np.float32).reshape(-1)
+        try:
+            value = np.asarray(options.get(key, default), np.float32).reshape(-1)
+        except (TypeError, ValueError) as error:
+            raise CalibrationError(f"{key} of preprocessing is not made of numbers: {error}", where=name) from error
         if not np.isfinite(value).all() or (key == "std" and (value <= 0).any()):
             raise CalibrationError(
                 f"{key} of preprocessing is {value.tolist()}; finite{', positive' * (key == 'std')}", where=name

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lpsn_tvm.errors import RecipeError
+
 ProgressCallback = Callable[[str, int, int], None]
 
 
@@ -30,6 +32,8 @@ def progress_bar(choice: bool | ProgressCallback | None) -> Iterator[ProgressCal
     if callable(choice):
         yield choice
         return
+    if choice is not None and not isinstance(choice, bool):
+        raise RecipeError(f"must be True, False, None or a function (stage, done, total), got {choice!r}", where="progress")
     if choice is False or (choice is None and not sys.stderr.isatty()):
         yield silent
         return

@@ -95,7 +95,7 @@ class Recipe:
             if name not in known:
                 close = difflib.get_close_matches(name, known, 1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise RecipeError(f"unknown option{hint} Allowed: {', '.join(sorted(known))}", where=name)
+                raise RecipeError(f"unknown option{hint}; allowed: {', '.join(sorted(known))}", where=name)
         if "bits" in options:
             options["bits"] = _parse_bits(options["bits"])
         if "sparsity" in options:
@@ -114,6 +114,9 @@ class Recipe:
         ):
             if name in options:
                 options[name] = _parse_int(name, options[name], low, optional)
+        for name in ("keep_scales", "measure"):
+            if not isinstance(options.get(name, True), bool):
+                raise RecipeError(f"must be True or False, got {options[name]!r}", where=name)
         for name, choices in (
             ("score", Score),
             ("order", Order),

@@ -25,6 +25,8 @@ def make_report(model: str, backend: Backend, net: Network, seconds: dict[str, f
         if not data.synthetic
         else ["calibrated on seeded synthetic inputs: no calibration data was given; only dead channels were removed"]
     )
+    if not data.synthetic:
+        notes.extend(data.notes)
     if net.kept_scales and recipe.bits:
         notes.append(f"{len(net.kept_scales)} scales of the model's own QuantizeLinear nodes were kept")
     pruning = net.pruning

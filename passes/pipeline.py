@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lpsn_tvm.frontend.importer import ImportedModel
+from lpsn_tvm.graph import find_layers
 from lpsn_tvm.passes.canonicalize import canonicalize
 from lpsn_tvm.passes.fuse_float import fuse_float
 from lpsn_tvm.passes.lower_to_integer import lower_to_integer
@@ -14,6 +15,7 @@ from lpsn_tvm.passes.plan_quantization import plan_quantization
 from lpsn_tvm.passes.prune import prune
 from lpsn_tvm.passes.prune_result import PruneResult
 from lpsn_tvm.passes.regions import Regions, find_regions
+from lpsn_tvm.passes.removal_counts import check_names
 from lpsn_tvm.passes.remove_dead_channels import remove_dead_channels
 from lpsn_tvm.progress import ProgressCallback, silent
 from lpsn_tvm.quant import QuantParams, QuantPlan, QuantScheme
@@ -84,6 +86,9 @@ def stages(recipe: Recipe, *, is_synthetic: bool) -> list[Stage]:
 def _canonicalize(net: Network) -> None:
     renamed: dict[str, str] = {}
     net.mod = net.dense = net.pruned = canonicalize(net.imported.mod, renamed=renamed)
+    layers, sparsity = list(find_layers(net.mod)), net.recipe.sparsity
+    check_names(net.recipe.ignore, layers, "ignore")
+    check_names(sparsity if isinstance(sparsity, Mapping) else (), layers, "sparsity")
     if net.recipe.keep_scales:
         net.kept_scales = net.imported.canonical_qdq(net.mod, renamed)
 

@@ -24,6 +24,7 @@ from lpsn_tvm.passes.normal_equations import LayerGeometry
 from lpsn_tvm.passes.weight_quantizers import choose_scales, round_nearest
 from lpsn_tvm.quant import QuantizedWeight, QuantParams, QuantScheme
 
+LARGEST_SQUARE = 1e34
 PRIOR = 1e-2
 """How strongly re-solved weights are pulled towards the old ones, in units of the mean of diag(X^T X)."""
 MAX_INTEGER = 2**31 - 1
@@ -110,8 +111,15 @@ def quantize_layer(
     Raises
     ------
     QuantizeError
-        The worst case of the int32 accumulator does not fit.
+        The worst case of the int32 accumulator does not fit, or the layer's inputs are too large to be multiplied in
+        float32.
     """
+    if sums.gram is not None and not bool((sums.gram.diagonal(dim1=1, dim2=2) < LARGEST_SQUARE).all()):
+        raise QuantizeError(
+            "the values it reads overflow float32 when they are squared and summed; scale the calibration data down, "
+            "or list the layer in `ignore`",
+            where=layer.name,
+        )
     geometry = LayerGeometry.of(layer)
     whole = geometry.weight_matrix(torch.from_numpy(layer.weight), torch.from_numpy(layer.bias))
     matrix = whole[:, :-1]

@@ -209,7 +209,21 @@ class _Importer:
             # Type inference of TVM and index errors on malformed nodes: the user needs the node, the cause is kept.
             raise ModelError(f"cannot be converted: {_first_line(error)}", where=_where(proto)) from error
         for name, result in zip(proto.output, results if isinstance(results, list) else [results], strict=False):
+            _check_extents(result, inputs, proto)
             self.values[name] = result
+
+
+def _check_extents(result: Any, inputs: list[Any], proto: onnx.NodeProto) -> None:
+    """Refuse tensors without elements: an image too small for its pools and unpadded convolutions."""
+    if not isinstance(result, relax.Var) or not isinstance(result.ty, relax.TensorType) or result.ty.shape is None:
+        return
+    if any(isinstance(extent, tvm.tirx.IntImm) and int(extent) < 1 for extent in result.ty.shape.values):
+        shapes = ", ".join(str(list(graph.shape_of(value))) for value in inputs if isinstance(value, relax.Var))
+        raise ModelError(
+            f"its result of shape {list(graph.shape_of(result))} has no elements; its input {shapes} is too small "
+            "(input_shapes sets larger ones where the model's size is dynamic)",
+            where=_where(proto),
+        )
 
 
 def _attributes(proto: onnx.NodeProto) -> dict[str, Any]:

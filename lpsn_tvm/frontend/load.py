@@ -158,7 +158,7 @@ def _check_structure(model: onnx.ModelProto, where: str) -> None:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise ModelError(f"malformed or truncated model: {str(error).strip()}", where=where) from error
+        raise ModelError(f"malformed or truncated model: {' '.join(str(error).split())}", where=where) from error
     finally:
         for tensor in unshaped:
             tensor.ClearField("shape")
