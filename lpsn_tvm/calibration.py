@@ -6,6 +6,7 @@ Neither torch nor TVM is imported here.
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, overload
 
@@ -15,7 +16,6 @@ from lpsn_tvm.calibration_preparation import Preprocessing, as_float, preparatio
 from lpsn_tvm.calibration_sources import Arrays, Signature, check_shape, open_source
 from lpsn_tvm.errors import CalibrationError
 from lpsn_tvm.images import CHANNELS
-
 
 LARGEST = 1e12
 
@@ -140,6 +140,8 @@ class CalibrationSet:
             stop = min(start + batch, len(self))
             key: Any = slice(start, stop) if self._index is None else self._index[start:stop]
             yield self._prepare({name: array[key] for name, array in self._arrays.items()})
+            for array in self._arrays.values():
+                _release_pages(array)
 
     @property
     def digest(self) -> str:
@@ -248,3 +250,13 @@ def _natural_images(noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     contrast = rng.uniform(0.5, 1.5, (len(noise), 1, 1, 1))
     brightness = rng.normal(0.0, 0.3, (len(noise), 1, 1, 1))
     return np.asarray(smooth * contrast + brightness, np.float32)
+
+
+def _release_pages(array: Any) -> None:
+    """Let the pages of a memory-mapped file go, so that walking through it does not count as memory of this process.
+
+    They stay in the file (and the system's cache) and are read again when touched.
+    """
+    mapping = getattr(array, "_mmap", None)
+    if mapping is not None and array.mode in ("r", "r+", "w+") and hasattr(mapping, "madvise"):
+        mapping.madvise(mmap.MADV_DONTNEED)
