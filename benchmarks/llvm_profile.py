@@ -2,8 +2,8 @@
 
     python benchmarks/llvm_profile.py espcn [--bits 8] [--target llvm] [--rounds 30] [--top 20] [--sparsity 0.5]
 
-Each distinct function of the lowered module is compiled and timed alone (minimum over rounds) and multiplied by how often it is called; data are warm in
-the caches then, so the sum is a lower bound of the network's latency.
+Each distinct function of the lowered module is compiled and timed alone (minimum over rounds) and multiplied by how
+often it is called; data are warm in the caches then, so the sum is a lower bound of the network's latency.
 """
 
 from __future__ import annotations
@@ -41,7 +41,13 @@ def lowered(network: str, bits: int | None, target: str, sparsity: float | None)
     model = getattr(models, network)()
     shape = tuple(d.dim_value or 1 for d in model.graph.input[0].type.tensor_type.shape.dim)
     lpsn_tvm.build(
-        model, target=recording, bits=bits, calibration=models.smooth_noise((4, *shape[1:]), 5), sparsity=sparsity, measure=False, progress=False
+        model,
+        target=recording,
+        bits=bits,
+        calibration=models.smooth_noise((4, *shape[1:]), 5),
+        sparsity=sparsity,
+        measure=False,
+        progress=False,
     )
     return backend, kept[0]
 
@@ -50,7 +56,8 @@ def calls(mod: Any) -> Counter[str]:
     """Function name -> number of calls."""
     from lpsn_tvm import graph
 
-    return Counter(value.args[0].name_hint for _, value in graph.bindings(mod) if graph.op_name(value) == "relax.call_tir")
+    values = [value for _, value in graph.bindings(mod)]
+    return Counter(value.args[0].name_hint for value in values if graph.op_name(value) == "relax.call_tir")
 
 
 def seconds(function: Any, target: Any, rounds: int) -> float:
@@ -95,13 +102,15 @@ def main() -> None:
     count = calls(mod)
     rows = []
     for variable, function in mod.functions.items():
-        if count[variable.name_hint]:
+        name = variable.name_hint
+        if count[name]:
             each = seconds(function, backend.target, options.rounds) * 1e3
-            rows.append((each * count[variable.name_hint], each, count[variable.name_hint], variable.name_hint, shapes(function)))
+            rows.append((each * count[name], each, count[name], name, shapes(function)))
     others = Counter(graph.op_name(value) for _, value in graph.bindings(mod))
     for total, each, times, name, text in sorted(rows, reverse=True)[: options.top]:
         print(f"{total:8.3f} ms = {times:3d} x {each:7.3f}  {name:24s} {text}")
-    print(f"{sum(row[0] for row in rows):8.3f} ms in {sum(row[2] for row in rows)} calls of {len(rows)} functions; other operators: {dict(others)}")
+    total, number = sum(row[0] for row in rows), sum(row[2] for row in rows)
+    print(f"{total:8.3f} ms in {number} calls of {len(rows)} functions; operators: {dict(others)}")
 
 
 if __name__ == "__main__":

@@ -124,7 +124,9 @@ class _Lowering:
         )
 
     def _view(self, op: str, var: Any, arguments: list[Any]) -> tuple[Any, TensorSpec] | None:
-        """Reshapes that drop or add axes of one pixel keep the layout: the same bytes under another shape."""
+        """A reshape is the same bytes under another shape: in the layout at hand where only axes of one pixel come or
+        go, else in plain layout.
+        """
         if op not in ("lpsn.reshape", "lpsn.float_reshape") or graph.is_constant(arguments[0]):
             return None
         value, spec = self.values[arguments[0]]
@@ -132,7 +134,7 @@ class _Lowering:
         if spec.block and (
             min(len(shape), len(spec.shape)) < 2 or shape[:2] != spec.shape[:2] or len(shape) not in (2, 4)
         ):
-            return None
+            value, spec = self._converted(value, spec, spec.with_block(0)), spec.with_block(0)
         out = TensorSpec(shape, spec.dtype, spec.block)
         return graph.emit_named(self.builder, relax.op.reshape(value, out.memory_shape), var.name), out
 

@@ -1,6 +1,6 @@
 """Concatenation, integer (each input requantized where its scale differs) and float.
 
-Along channels in blocked layout, inputs that start at whole blocks are copied vector by vector; others lane by lane.
+Along channels in blocked layout, vectors are copied or shuffled together (`channel_map`).
 """
 
 from __future__ import annotations
@@ -8,9 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.llvm.channel_map import emit, runs
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.rounding import output_range, parameters, scaled, to_integer
+from lpsn_tvm.schedules.llvm.tir import MAGIC_BITS, prim_func, requantized, vcast, vector
 from lpsn_tvm.schedules.llvm.views import LANES, View, compute, elementwise_kernel, offered_block
 
 Inputs = tuple[TensorSpec, ...]
@@ -33,15 +37,59 @@ def concat(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Isa) -> Kern
             return value.astype(dtype)
         return to_integer(scaled(value, p[3 + position], p[3 + len(inputs) + position]), p[0], p[1], p[2], dtype)
 
-    return _concat("concat", inputs, int(attrs["axis"]), dtype, numbers, convert, copied)
+    mapped = _along_channels("concat", inputs, int(attrs["axis"]), dtype, attrs, copied)
+    return mapped or _concat("concat", inputs, int(attrs["axis"]), dtype, numbers, convert, copied)
 
 
 def float_concat(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Isa) -> Kernel | None:
     """Kernel of `lpsn.float_concat`."""
     if constants:
         return None
+    mapped = _along_channels("float_concat", inputs, int(attrs["axis"]), "float32", None, (True,) * len(inputs))
+    if mapped is not None:
+        return mapped
     numbers = parameters(0.0)
     return _concat("float_concat", inputs, int(attrs["axis"]), "float32", numbers, lambda position, value, p: value, ())
+
+
+def _along_channels(
+    name: str, inputs: Inputs, axis: int, dtype: str, attrs: Attrs | None, copied: tuple[bool, ...]
+) -> Kernel | None:
+    """Concatenation of blocked channels; None where the axis or the layouts are others."""
+    rank = len(inputs[0].shape)
+    if rank < 2 or axis % rank != 1 or not offered_block(*inputs):
+        return None
+    read = tuple(spec.with_block(LANES) for spec in inputs)
+    plan = runs([(i, channel) for i, spec in enumerate(inputs) for channel in range(spec.shape[1])])
+    if plan is None:
+        return None
+    shape = inputs[0].shape
+    out = TensorSpec((shape[0], sum(spec.shape[1] for spec in inputs), *shape[2:]), dtype, LANES)
+    constants: tuple[Array, ...] = ()
+    if attrs is not None:
+        low, high, zero_point = output_range(attrs)
+        floats = [low, high, *(float(m) for m in attrs["multipliers"])]
+        integers = [int(zero_point) - MAGIC_BITS, *(int(z) for z in attrs["zero_points"])]
+        constants = (np.asarray(floats, np.float32), np.asarray(integers, np.int32))
+
+    def build() -> Any:
+        arguments = [(f"x{i}", spec.memory_shape, spec.dtype) for i, spec in enumerate(read)]
+        arguments += [(f"p{i}", array.shape, str(array.dtype)) for i, array in enumerate(constants)]
+
+        def body(*buffers: Any) -> None:
+            def convert(i: int, value: Any) -> Any:
+                if copied[i]:
+                    return vcast(value, dtype, LANES) if read[i].dtype != dtype else value
+                floats, integers = buffers[len(read) : -1]
+                centred = vcast(value, "int32", LANES) - vector(integers[1 + i], LANES)
+                product = vcast(centred, "float32", LANES) * vector(floats[2 + i], LANES)
+                return requantized(product, floats[0], floats[1], integers[0], dtype, LANES)
+
+            emit(plan, read, out, buffers[: len(read)], buffers[-1], convert)
+
+        return prim_func([*arguments, ("out", out.memory_shape, dtype)], body)
+
+    return Kernel(build, constants, out, (name, read, out, copied), read)
 
 
 def _concat(

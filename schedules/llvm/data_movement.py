@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.llvm.channel_map import emit, runs
 from lpsn_tvm.schedules.llvm.isa import Isa
+from lpsn_tvm.schedules.llvm.tir import prim_func
 from lpsn_tvm.schedules.llvm.views import LANES, View, compute, elementwise_kernel, within
 
 Inputs = tuple[TensorSpec, ...]
@@ -29,13 +31,14 @@ def layout_conversion(data: TensorSpec, block: int) -> Kernel:
 
 
 def strided_slice(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Isa) -> Kernel | None:
-    """Kernel of `lpsn.strided_slice`: blocked where whole blocks of channels or only pixels are cut, else plain
-    output.
-    """
+    """Kernel of `lpsn.strided_slice`: blocked where only channels or only pixels are cut, else plain output."""
     data = inputs[0]
     begin, step, size = [0] * len(data.shape), [1] * len(data.shape), list(data.shape)
     for axis, b, e, s in zip(attrs["axes"], attrs["begin"], attrs["end"], attrs["strides"], strict=True):
         begin[axis], step[axis], size[axis] = int(b), int(s), len(range(int(b), int(e), int(s)))
+    mapped = _channel_slice(data, begin, step, size)
+    if mapped is not None:
+        return mapped
     keeps_lanes = len(data.shape) < 2 or (begin[1] % LANES == 0 and step[1] == 1)
     out = TensorSpec(tuple(size), data.dtype, data.block if keeps_lanes else 0)
 
@@ -43,6 +46,25 @@ def strided_slice(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Isa) 
         return compute(out, lambda *i: x(*[b + j * s for b, j, s in zip(begin, i, step, strict=True)]))
 
     return elementwise_kernel("strided_slice", (data,), (), out, define, tuple(begin), tuple(step))
+
+
+def _channel_slice(data: TensorSpec, begin: list[int], step: list[int], size: list[int]) -> Kernel | None:
+    """A slice of blocked channels and of nothing else, as a gather of lanes."""
+    shape = data.shape
+    if data.block != LANES or len(shape) < 2 or (size[0], *size[2:]) != (shape[0], *shape[2:]):
+        return None
+    if any(s != 1 for axis, s in enumerate(step) if axis != 1 and size[axis] > 1):
+        return None
+    plan = runs([(0, begin[1] + step[1] * channel) for channel in range(size[1])])
+    if plan is None:
+        return None
+    out = TensorSpec(tuple(size), data.dtype, LANES)
+    arguments = [("data", data.memory_shape, data.dtype), ("out", out.memory_shape, out.dtype)]
+
+    def build() -> Any:
+        return prim_func(arguments, lambda x, y: emit(plan, (data,), out, (x,), y, lambda i, value: value))
+
+    return Kernel(build, (), out, ("channel_slice", data, out, begin[1], step[1]), (data,))
 
 
 def depth_to_space(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Isa) -> Kernel | None:

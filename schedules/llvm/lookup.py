@@ -110,9 +110,7 @@ def table_reader(isa: Isa, table: Any) -> Callable[[Any], Any]:
             marked = T.call_llvm_pure_intrin(
                 saturating, moved, vector(tirx.const(0x70, "uint8"), lanes), dtype=f"uint8x{lanes}"
             )
-            found = T.call_llvm_pure_intrin(
-                shuffle, T.reinterpret(kind, row), T.reinterpret(kind, marked), dtype=kind
-            )
+            found = T.call_llvm_pure_intrin(shuffle, T.reinterpret(kind, row), T.reinterpret(kind, marked), dtype=kind)
             result = found if result is None else result | found
         return result
 
@@ -122,7 +120,11 @@ def table_reader(isa: Isa, table: Any) -> Callable[[Any], Any]:
 def _vectorized(data: TensorSpec, out: TensorSpec, size: int, isa: Isa) -> Any:
     """Bytes in, bytes out; the last vector overlaps its neighbour."""
     lanes = table_lanes(isa, out.dtype)
-    arguments = [("data", data.memory_shape, data.dtype), ("table", (256,), out.dtype), ("out", out.memory_shape, out.dtype)]
+    arguments = [
+        ("data", data.memory_shape, data.dtype),
+        ("table", (256,), out.dtype),
+        ("out", out.memory_shape, out.dtype),
+    ]
 
     def body(source: Any, table: Any, target: Any) -> None:
         def step(at: Any) -> None:

@@ -192,6 +192,33 @@ def test_concat_of_pixels(block, axis):
     assert_exact(concat.concat, "lpsn.concat", arrays, attrs, block=block)
 
 
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("shape", [(1, 64, 5, 5), (2, 20, 9, 11), (1, 3, 7, 3), (1, 48, 33, 67)], ids=str)
+def test_lookup_of_every_byte_on_every_cpu(cpu, shape):
+    x, table = integers(*shape), integers(256, dtype="int8", seed=1)
+    for block in (16, 0):
+        assert_exact(lookup.lookup, "lpsn.lookup", [x], {"qmin": 0}, {"table": table}, cpu=cpu, block=block)
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("channels", [(64, 33, 33), (1, 1, 1, 1), (15, 1, 16, 17), (130,), (16, 7)], ids=str)
+def test_concat_at_any_offset_on_every_cpu(cpu, channels):
+    arrays = [integers(2, c, 9, 11, seed=i, dtype=("uint8", "int8")[i % 2]) for i, c in enumerate(channels)]
+    attrs = {"axis": 1, "multipliers": [f32(0.9 - 0.2 * i) for i in range(len(channels))], **UINT8}
+    attrs["zero_points"] = [7 * i for i in range(len(channels))]
+    assert_exact(concat.concat, "lpsn.concat", arrays, attrs, cpu=cpu)
+    copied = {**attrs, "multipliers": [1.0] * len(channels), "zero_points": [3] * len(channels)}
+    assert_exact(concat.concat, "lpsn.concat", [a.view("uint8") for a in arrays], copied, cpu=cpu)
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("cut", [(5, 38, 1), (16, 32, 1), (0, 40, 3), (39, 40, 1), (15, 17, 1)], ids=str)
+def test_channel_slice_at_any_offset(cpu, cut):
+    begin, end, step = cut
+    attrs = {"axes": [1], "begin": [begin], "end": [end], "strides": [step]}
+    assert_exact(data_movement.strided_slice, "lpsn.strided_slice", [integers(2, 40, 7, 13)], attrs, cpu=cpu)
+
+
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     channels=st.integers(1, 40),
