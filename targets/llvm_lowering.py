@@ -18,6 +18,8 @@ from lpsn_tvm.errors import CompileError
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.convert import is_same_memory, relayout
 
+ELEMENTWISE = ("lpsn.add", "lpsn.multiply", "lpsn.float_elementwise")
+
 
 def lower(backend: Any, mod: tvm.IRModule) -> tvm.IRModule:
     """`lpsn.*` calls -> `call_tir` of kernels; see `Backend.lower`."""
@@ -98,20 +100,54 @@ class _Lowering:
                 constants[name] = graph.constant_value(argument)
             else:
                 tensors.append(self.values[argument])
-        kernel = self._dispatch(op, var.name, tuple(spec for _, spec in tensors), constants, graph.call_attrs(call))
+        tensors = self._ranked(op, tensors, var.name)
+        attrs = graph.call_attrs(call)
+        kernel = self._dispatch(op, tuple(spec for _, spec in tensors), constants, attrs)
+        if kernel is None and constants:
+            # A constant that the kernel does not know as one is a tensor like any other.
+            tensors = self._ranked(op, [self._operand(argument) for argument in arguments], var.name)
+            kernel = self._dispatch(op, tuple(spec for _, spec in tensors), {}, attrs)
+        if kernel is None:
+            shapes = ", ".join(f"{spec.dtype}{list(spec.shape)}" for _, spec in tensors)
+            raise CompileError(f"no kernel of backend {self.backend.name} takes {op} of {shapes}", where=var.name)
         wanted = kernel.inputs or tuple(spec for _, spec in tensors)
         operands = [self._converted(value, spec, want) for (value, spec), want in zip(tensors, wanted, strict=True)]
-        return self._emit(kernel, operands, var.name), kernel.out
+        result = self._emit(kernel, operands, var.name)
+        return self._reshaped(result, kernel.out, graph.shape_of(var), var.name)
+
+    def _operand(self, argument: Any) -> tuple[Any, TensorSpec]:
+        if graph.is_constant(argument):
+            array = graph.constant_value(argument)
+            return argument, TensorSpec(array.shape, str(array.dtype))
+        return self.values[argument]
+
+    def _ranked(self, op: str, tensors: list[tuple[Any, TensorSpec]], name: str) -> list[tuple[Any, TensorSpec]]:
+        """Operands of elementwise operators with equal ranks."""
+        if op not in ELEMENTWISE:
+            return tensors
+        rank = max(len(spec.shape) for _, spec in tensors)
+        shapes = [(1,) * (rank - len(spec.shape)) + spec.shape for _, spec in tensors]
+        return [
+            self._reshaped(value, spec, shape, f"{name}.operand{i}")
+            for i, ((value, spec), shape) in enumerate(zip(tensors, shapes, strict=True))
+        ]
+
+    def _reshaped(self, value: Any, spec: TensorSpec, shape: tuple[int, ...], name: str) -> tuple[Any, TensorSpec]:
+        """The same elements under another shape, in plain layout; nothing where the shape is that already."""
+        if spec.shape == shape:
+            return value, spec
+        plain = self._converted(value, spec, spec.with_block(0))
+        out = TensorSpec(shape, spec.dtype)
+        return graph.emit_named(self.builder, relax.op.reshape(plain, shape), name), out
 
     def _dispatch(
-        self, op: str, where: str, inputs: tuple[TensorSpec, ...], constants: dict[str, Array], attrs: dict[str, Any]
-    ) -> Kernel:
+        self, op: str, inputs: tuple[TensorSpec, ...], constants: dict[str, Array], attrs: dict[str, Any]
+    ) -> Kernel | None:
         for builder in self.backend.rules.get(op, ()):
             kernel: Kernel | None = builder(inputs, constants, attrs, self.backend.geometry)
             if kernel is not None:
                 return kernel
-        shapes = ", ".join(f"{spec.dtype}{list(spec.shape)}" for spec in inputs)
-        raise CompileError(f"no kernel of backend {self.backend.name} takes {op} of {shapes}", where=where)
+        return None
 
     def _emit(self, kernel: Kernel, operands: list[Any], name: str) -> Any:
         if kernel.key not in self.functions:
@@ -142,10 +178,12 @@ class _Lowering:
         if spec == want:
             return value
         if (spec.shape, spec.dtype) != (want.shape, want.dtype):
-            raise CompileError(f"a kernel wants {want} and was offered {spec}", where=value.name)
+            raise CompileError(
+                f"a kernel wants {want} and was offered {spec}", where=getattr(value, "name", "constant")
+            )
         key = (value, want.block)
         if key not in self.converted:
-            name = f"{value.name}.block{want.block}"
+            name = f"{getattr(value, 'name', 'constant')}.block{want.block}"
             if is_same_memory(spec, want):
                 self.converted[key] = graph.emit_named(self.builder, relax.op.reshape(value, want.memory_shape), name)
             else:

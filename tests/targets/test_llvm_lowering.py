@@ -180,3 +180,56 @@ def test_missing_compiler_is_said(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(CompileError, match="needs a C compiler driver"):
         get_backend("llvm").compile(mod)
+
+
+def reshaped(net, *shape):
+    return net.emit(f"reshaped{len(shape)}", "lpsn.reshape", [net.quantize(net.x)], shape=shape)
+
+
+QUANTIZED = dict(out_zero_point=3, qmin=0, qmax=255, out_dtype="uint8")
+POINTS = dict(a_zero_point=110, b_zero_point=110, **QUANTIZED)
+SUM, PRODUCT = dict(a_multiplier=0.5, b_multiplier=0.75, **POINTS), dict(multiplier=0.01, **POINTS)
+
+
+@pytest.mark.parametrize("op", ["lpsn.add", "lpsn.multiply"])
+@pytest.mark.parametrize("second", [(12,), (10, 12), (1, 10, 1), (2, 3, 10, 12), (1, 2, 3, 10, 12), (1,)], ids=str)
+@pytest.mark.parametrize("is_constant", [True, False], ids=["constant", "tensor"])
+def test_elementwise_of_unequal_ranks(op, second, is_constant):
+    attrs = SUM if op == "lpsn.add" else PRODUCT
+
+    def body(net):
+        x = net.conv("conv", net.quantize(net.x), 3)
+        if is_constant:
+            other = graph.constant(net.rng.integers(0, 255, second).astype(np.uint8))
+        else:
+            count, whole = int(np.prod(second)), int(np.prod(graph.shape_of(x)))
+            flat = net.emit("flat", "lpsn.reshape", [x], shape=(whole,))
+            cut = net.emit("cut", "lpsn.strided_slice", [flat], axes=[0], begin=[0], end=[count], strides=[1])
+            other = net.emit("other", "lpsn.reshape", [cut], shape=second)
+        return net.emit("result", op, [x, other], **attrs)
+
+    check(Builder((2, 3, 10, 12)).build(body))
+
+
+def test_tensors_of_five_axes():
+    def body(net):
+        x = reshaped(net, 1, 2, 3, 5, 12)
+        moved = net.emit("moved", "lpsn.transpose", [x], axes=(0, 3, 1, 4, 2))
+        scales = dict(multipliers=[1.0, 0.5], zero_points=[3, 110])
+        joined = net.emit("joined", "lpsn.concat", [moved, moved], axis=1, **scales, **QUANTIZED)
+        cut = net.emit("cut", "lpsn.strided_slice", [joined], axes=[1, 4], begin=[1, 0], end=[9, 3], strides=[3, 2])
+        table = graph.constant(net.rng.integers(0, 256, 256).astype(np.uint8))
+        looked = net.emit("looked", "lpsn.lookup", [cut, table], qmin=0)
+        again = net.emit("again", "lpsn.requantize", [looked], multiplier=0.3, in_zero_point=3, **QUANTIZED)
+        return net.emit("real", "lpsn.dequantize", [again], scale=0.5, zero_point=3)
+
+    check(Builder((1, 3, 10, 12)).build(body))
+
+
+@pytest.mark.parametrize("channels", [3, 16, 40])
+def test_flatten_of_a_map(channels):
+    def body(net):
+        x = net.conv("conv", net.quantize(net.x), channels)
+        return net.emit("flat", "lpsn.reshape", [x], shape=(2, channels * 120))
+
+    check(Builder((2, 3, 10, 12)).build(body))
