@@ -209,15 +209,19 @@ def _is_interval(value: Any) -> bool:
 
 
 def _synthetic_set(
-    signature: Mapping[str, tuple[int, ...]], n: int = 64, seed: int = 0, *, batch: int = 16
-) -> CalibrationSet:
+    signature: Mapping[str, tuple[int, ...]], n: int = 64, seed: int = 0, *, batch: int = 16,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> CalibrationSet:  # fmt: skip
     """Seeded made-up inputs: smooth noise with the 1/f spectrum of natural images.
 
     Channels are correlated, contrast and brightness vary. Values have mean 0 and standard deviation 1 over the set, so
-    that they cover what [0, 1] images and normalised images both excite.
+    that they cover what [0, 1] images and normalised images both excite; inputs in `ranges` fill the given interval.
     """
     rng = np.random.default_rng(seed)
     arrays = {name: _natural_noise((n, *shape[1:]), rng) for name, shape in signature.items()}
+    for name, (low, high) in (ranges or {}).items():
+        arrays[name] = (np.clip(arrays[name], -3.0, 3.0) + np.float32(3.0)) * np.float32((high - low) / 6.0)
+        arrays[name] += np.float32(low)
     note = f"no calibration data was given: {n} seeded synthetic inputs (seed {seed}) stand in for it"
     return CalibrationSet(arrays, signature, batch=batch, prepare=as_float, notes=(note,), is_synthetic=True)
 

@@ -84,7 +84,9 @@ def build(
             imported = import_model(load_model(model, batch=recipe.batch, input_shapes=dict(recipe.input_shapes)))
         with watch.stage("read calibration data"):
             if calibration is None:
-                data = CalibrationSet.synthetic(imported.signature, SYNTHETIC_SAMPLES, recipe.seed)
+                data = CalibrationSet.synthetic(
+                    imported.signature, SYNTHETIC_SAMPLES, recipe.seed, ranges=imported.input_ranges
+                )
                 warnings.warn(NO_CALIBRATION, stacklevel=2)
             else:
                 data = CalibrationSet.from_any(

@@ -33,7 +33,9 @@ def progress_bar(choice: bool | ProgressCallback | None) -> Iterator[ProgressCal
         yield choice
         return
     if choice is not None and not isinstance(choice, bool):
-        raise RecipeError(f"must be True, False, None or a function (stage, done, total), got {choice!r}", where="progress")
+        raise RecipeError(
+            f"must be True, False, None or a function (stage, done, total), got {choice!r}", where="progress"
+        )
     if choice is False or (choice is None and not sys.stderr.isatty()):
         yield silent
         return

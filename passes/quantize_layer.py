@@ -136,7 +136,10 @@ def quantize_layer(
         if resolve and sums.gram is not None:
             matrix = resolved_matrix(matrix, sums)
         scale, integers = _round(matrix, sums, bits, scheme, rounding, _smallest_scale(layer, x, geometry.groups))
-    bias = sums.mean_y - torch.einsum("gk,gkm->gm", sums.mean_x, integers.double() * scale[:, None, :].double())
+    if kept is not None:
+        bias = whole[:, -1].double()  # the model came quantized: its bias belongs to its weights
+    else:
+        bias = sums.mean_y - torch.einsum("gk,gkm->gm", sums.mean_x, integers.double() * scale[:, None, :].double())
     # The integer network holds it as int32 in these units; at few bits they are coarse enough to be simulated too.
     unit = scale.double() * float(np.asarray(x.scale))
     bias = torch.round(bias / unit) * unit

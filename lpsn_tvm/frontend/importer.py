@@ -75,6 +75,19 @@ class ImportedModel:
             name: graph.shape_of(param) for name, param in zip(self.input_names, self.mod["main"].params, strict=True)
         }
 
+    @property
+    def input_ranges(self) -> dict[str, tuple[float, float]]:
+        """The interval that each input covers, where a QDQ model says so."""
+        kept = {name: self.qdq[name] for name in self.input_names if name in self.qdq}
+        return {
+            name: (
+                (params.qmin - params.zero_point) * float(np.asarray(params.scale)),
+                (params.qmax - params.zero_point) * float(np.asarray(params.scale)),
+            )
+            for name, params in kept.items()
+            if params.axis is None
+        }
+
     def canonical_qdq(self, mod: tvm.IRModule, renamed: dict[str, str]) -> dict[str, QuantParams]:
         """`qdq` with the names of the canonical module `mod`; `renamed` is what `canonicalize` filled.
 
