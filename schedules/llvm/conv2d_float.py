@@ -30,6 +30,9 @@ ROOT_PAD_BYTES = 1 << 20
 
 CHUNK_BYTES = 1 << 18
 
+PARALLEL_MACS = 3_000_000
+"""Layers below this (about 30 microseconds) run on one thread: starting others costs more than they save."""
+
 
 @dataclass(frozen=True)
 class ConvShape:
@@ -117,6 +120,11 @@ def extent(shape: ConvShape) -> tuple[int, int]:
     """Rows and columns of the accumulator: the output's, rounded up to whole tiles."""
     _, _, rows, columns = shape.out.shape
     return -(-rows // shape.tile.rows) * shape.tile.rows, -(-columns // shape.tile.columns) * shape.tile.columns
+
+
+def macs(shape: ConvShape) -> int:
+    """Multiply-accumulates of the whole layer."""
+    return int(np.prod(shape.out.shape)) * shape.reads.span * shape.kernel[0] * shape.kernel[1]
 
 
 def _padded(shape: ConvShape, data: Any) -> View:
@@ -226,7 +234,9 @@ def _schedule(func: Any, shape: ConvShape) -> Any:
     else:
         sch.reorder(n, oo, yo, xo, ob, yi, xi, lane)
         outer = sch.fuse(n, oo, yo)
-    sch.parallel(outer)
+    is_parallel = macs(shape) >= PARALLEL_MACS
+    if is_parallel:
+        sch.parallel(outer)
     sch.vectorize(lane)
     # A program unrolled for every accumulator would compile for seconds.
     for loop in () if shape.program else (ob, yi, xi):
@@ -240,7 +250,7 @@ def _schedule(func: Any, shape: ConvShape) -> Any:
         loops = sch.get_loops(pad)
         if shape.data.block:
             sch.vectorize(loops[-1])
-        if not chunk:
+        if not chunk and is_parallel:
             sch.parallel(sch.fuse(*loops[:-2]))
     return sch.mod["main"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.conv2d_float import finished
+from lpsn_tvm.schedules.llvm.conv2d_float import PARALLEL_MACS, finished
 from lpsn_tvm.schedules.llvm.float_groups import pack_channels
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.views import LANES, View, compute, has_block, placeholder, prim_func
@@ -140,7 +140,8 @@ def _schedule(func: Any, shape: DepthwiseShape) -> Any:
     n, o, y, x, lane = sch.get_loops(out)
     xo, xi = sch.split(x, [None, shape.columns])
     outer = sch.fuse(n, o, y)
-    sch.parallel(outer)
+    if int(np.prod(shape.out.shape)) * shape.kernel[0] * shape.kernel[1] >= PARALLEL_MACS:
+        sch.parallel(outer)
     sch.vectorize(lane)
     if not shape.program:
         sch.unroll(xi)

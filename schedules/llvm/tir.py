@@ -21,9 +21,9 @@ mantissa bits.
 """
 MAGIC_BITS = 0x4B400000
 LIMIT = 1048576.0
-PARALLEL_WORK = 2_000_000
-"""Below this much work (multiply-accumulates, or bytes moved times 8; about 6 microseconds) starting threads costs more
-than it saves.
+PARALLEL_WORK = 6_000_000
+"""Below this much work (multiply-accumulates, or bytes moved times 8; about 20 microseconds) starting threads costs
+more than it saves.
 """
 
 

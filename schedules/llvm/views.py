@@ -10,7 +10,7 @@ from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 LANES = 16
 """Channels in a block; every kernel of this folder vectorizes over them."""
 
-PARALLEL_ELEMENTS = 8192
+PARALLEL_ELEMENTS = 65536
 """Outputs smaller than this are not worth waking the thread pool."""
 
 
@@ -123,9 +123,13 @@ def schedule_reduction(func: Any, out: TensorSpec) -> Any:
     loops = list(sch.get_loops(sch.get_sblock("out")))
     if out.block:
         sch.vectorize(loops[-1])
-    outer = sch.fuse(*loops[:2])
-    sch.parallel(outer)
     acc = sch.get_sblock("acc")
+    total = 1
+    for loop in sch.get_loops(acc):
+        total *= int(sch.get(loop).extent)
+    outer = sch.fuse(*loops[:2])
+    if total >= PARALLEL_ELEMENTS:
+        sch.parallel(outer)
     sch.compute_at(acc, outer, preserve_unit_loops=True)
     spatial, reduction = sch.get_loops(acc)[1 : rank + 1], sch.get_loops(acc)[rank + 1 :]
     if out.block:
