@@ -27,6 +27,11 @@ def make_report(model: str, backend: Backend, net: Network, seconds: dict[str, f
     )
     if not data.synthetic:
         notes.extend(data.notes)
+    if recipe.sparsity == "auto" and not data.synthetic and count_parameters(net.dense) == count_parameters(net.pruned):
+        notes.append(
+            'sparsity="auto" removed nothing: every channel is worth more than the error of the bit width; '
+            "give a fraction to remove more"
+        )
     if net.kept_scales and recipe.bits:
         notes.append(f"{len(net.kept_scales)} scales of the model's own QuantizeLinear nodes were kept")
     pruning = net.pruning
