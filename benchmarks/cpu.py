@@ -24,10 +24,16 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 BASE = "onnxruntime int8"
+BURST = 3
+PAUSE = 0.1
 
 
-def interleave(runs: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of each contender, round by round."""
+def interleave(runs: dict[str, Callable[[], object]], seconds: float, threads: int) -> dict[str, list[float]]:
+    """Milliseconds of each contender, round by round: the median of a burst of calls after one that is not counted.
+
+    With several threads a pause goes before each burst: every tool's idle workers spin for a while in wait for the next
+    call, on the cores that the next contender needs.
+    """
     for run in runs.values():
         for _ in range(3):
             run()
@@ -35,9 +41,15 @@ def interleave(runs: dict[str, Callable[[], object]], seconds: float) -> dict[st
     stop = time.perf_counter() + seconds * len(runs)
     while time.perf_counter() < stop or len(times[next(iter(runs))]) < 10:
         for name, run in runs.items():
-            start = time.perf_counter()
+            if threads > 1:
+                time.sleep(PAUSE)
             run()
-            times[name].append((time.perf_counter() - start) * 1e3)
+            burst = []
+            for _ in range(BURST):
+                start = time.perf_counter()
+                run()
+                burst.append((time.perf_counter() - start) * 1e3)
+            times[name].append(float(np.median(burst)))
     return times
 
 
@@ -76,7 +88,7 @@ def contenders(network: str, threads: int, with_peers: bool) -> dict[str, Callab
 
 def measure(network: str, threads: int, seconds: float, with_peers: bool) -> dict[str, dict[str, float]]:
     """Median and the ratio to each reference, for every contender."""
-    times = interleave(contenders(network, threads, with_peers), seconds)
+    times = interleave(contenders(network, threads, with_peers), seconds, threads)
     result = {}
     for name, values in times.items():
         row = {"median_ms": float(np.median(values)), "min_ms": float(np.min(values)), "rounds": len(values)}
