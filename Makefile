@@ -38,8 +38,9 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed data   ## latency against peers, accuracy of pruning and quantization; kept in benchmarks/results
 	$(BIN)/pip install -q --disable-pip-version-check -e ".[bench]"
 	$(BIN)/python benchmarks/cpu.py --calibration
-	$(BIN)/python benchmarks/quantize.py
-	$(BIN)/python benchmarks/prune.py
+	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python -m benchmarks.quantize
+	$(BIN)/python -m benchmarks.prune
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info out

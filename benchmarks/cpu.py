@@ -192,7 +192,7 @@ def main() -> None:
                 print(f"  {name:20s} {row['median_ms']:9.3f} ms{ratio}", flush=True)
     if options.calibration:
         results["calibration"] = calibration_cost(not options.no_peers)
-    print("kept in", record.keep(options.keep, results, seconds_per_contender=options.seconds))
+    print("kept in", record.keep(options.keep, results, seconds_per_contender=options.seconds).name)
 
 
 if __name__ == "__main__":
