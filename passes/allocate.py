@@ -5,7 +5,7 @@ network's outputs measured. Then channels go
 where they cost the least error per MAC, until the MACs of the uniform allocation are reached. Errors of different
 groups are taken to add up.
 
-Source: method.md of the project, "What mattered" 5.
+Source: a study for this project (README, "Numbers").
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ candidates' own blocks of H^-1 and W are all that the exact costs among the cand
 seen; only the other units' costs are one update old.
 
 Source: Hassibi and Stork, "Optimal Brain Surgeon", 1993; Frantar and Alistarh, "Optimal Brain Compression", 2022
-(blocks); method.md, "What mattered" 2.
+(blocks).
 """
 
 from __future__ import annotations

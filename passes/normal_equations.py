@@ -17,7 +17,7 @@ dense                 [1, rows, K + 1]           [1, K + 1, M]
 Column `c * taps + t` is input channel c (within the group) under kernel tap t = r * kw + s; the last column is the
 bias.
 
-Source: method.md of the project, "What mattered" 2 to 4; Frantar and Alistarh, "Optimal Brain Compression", 2022
+Source: Frantar and Alistarh, "Optimal Brain Compression", 2022
 (layer-wise least squares).
 """
 

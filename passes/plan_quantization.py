@@ -16,8 +16,7 @@ Network inputs (and what tables, slices and reshapes make of them) keep `input_b
 cannot be corrected by any layer.
 
 Source: Zhang, Colbert, Das, Applied Sciences 2022, 12(15), 7829, Sections 2 and 3 (greedy layer-by-layer order,
-uniform quantizers); method.md of the
-project, "What mattered" 6.
+uniform quantizers).
 """
 
 from __future__ import annotations

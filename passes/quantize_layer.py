@@ -5,7 +5,7 @@ inputs of the quantized prefix, X^T Y for
 the outputs of the float network. With the means taken out ("centred") the bias is free: whatever weights come out, it
 makes the mean output right.
 
-Source: method.md of the project, "What mattered" 6; Frantar et al., "GPTQ", 2022; Nagel et al., "Data-free
+Source: Frantar et al., "GPTQ", 2022; Nagel et al., "Data-free
 quantization", 2019 (bias correction).
 """
 

@@ -5,7 +5,7 @@
 The prior is the layer's current weight: where the prefix is exact the solution IS the current weight, and a system
 with fewer rows than columns (a dense layer on few images) changes only what the data speaks about.
 
-Source: method.md of the project, "What mattered" 3, 4 and 6.
+Source: a study for this project (README, "Numbers").
 """
 
 from __future__ import annotations
