@@ -11,6 +11,8 @@ layout NCHW. Every target equals it bit for bit. Rules that make this possible:
   which would round differently;
 * where two scaled products are added, each is clamped to +-2**20 first, for the same reason;
 * integer accumulators never overflow: lowering refuses a layer whose worst case does not fit int32.
+
+This file is long on purpose: it is the one place to read when two targets disagree, and half of it is signatures.
 """
 
 from __future__ import annotations
