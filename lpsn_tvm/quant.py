@@ -10,7 +10,10 @@ layout NCHW. Every target equals it bit for bit. Rules that make this possible:
   rounding of compiled code and keeps a compiler from contracting product and addition into one fused multiply-add,
   which would round differently;
 * where two scaled products are added, each is clamped to +-2**20 first, for the same reason;
-* integer accumulators never overflow: lowering refuses a layer whose worst case does not fit int32.
+* integer accumulators never overflow: lowering refuses a layer whose worst case does not fit int32;
+* `rounding="half_up"` is the arithmetic of hardware without multipliers behind its accumulators: every multiplier is
+  a power of two, every zero point 0, and requantization is the exact integer `(v + 2**(s-1)) >> s`, then the clamp.
+  Where a factor cannot be a power of two (averages), it is a 7-bit integer and a shift (`integer_multiplier`).
 
 This file is long on purpose: it is the one place to read when two targets disagree, and half of it is signatures.
 """
@@ -25,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Rounding = Literal["half_even", "half_up"]
 LIMIT = np.float32(2**20)
 
 
@@ -118,6 +122,14 @@ class QuantScheme:
         All scales are powers of two (requantization is a shift).
     weight_bits, activation_bits : tuple of int
         Allowed bit widths.
+    input_bits : int
+        Bits of network inputs (images), which no layer can correct.
+    rounding : {"half_even", "half_up"}
+        How integers are requantized; "half_up" needs power-of-two ratios of scales and zero points of 0.
+    weight_container_bits : int
+        Weights must fit this many bits in the end, whatever lowering multiplies them by.
+    residual_shift : int
+        Largest left shift of a residual on its way into an accumulator ("half_up").
     """
 
     activation_signed: bool = False
@@ -126,6 +138,10 @@ class QuantScheme:
     power_of_two: bool = False
     weight_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     activation_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    input_bits: int = 8
+    rounding: Rounding = "half_even"
+    weight_container_bits: int = 8
+    residual_shift: int = 6
 
 
 # --- scalar rules
@@ -143,6 +159,56 @@ def to_integer(value: Array, zero_point: int, qmin: int, qmax: int, dtype: str) 
     low, high = np.float32(qmin - zero_point), np.float32(qmax - zero_point)
     clamped = np.clip(value.astype(np.float32), low, high)
     return (np.rint(clamped).astype(np.int32) + np.int32(zero_point)).astype(dtype)
+
+
+def exponent_of(multiplier: Any) -> Array:
+    """log2 of powers of two, int64; `exponent_of([0.5, 4]) == [-1, 2]`.
+
+    Raises
+    ------
+    ValueError
+        A value is not a power of two.
+    """
+    mantissa, exponent = np.frexp(np.asarray(multiplier, np.float64))
+    if not np.all(mantissa == 0.5):
+        raise ValueError(f"rounding half up needs powers of two, not {multiplier}")
+    return np.asarray(exponent, np.int64) - 1
+
+
+def integer_multiplier(multiplier: float) -> tuple[int, int]:
+    """`multiplier` as `m * 2**-t` with m in [1, 127] and t >= 0, within 0.8 %; m is odd unless t is 0.
+
+    `integer_multiplier(1 / 49) == (21, 10)`: 84 / 4096 in lowest terms.
+    """
+    fraction, exponent = np.frexp(np.float64(multiplier))
+    m, t = int(np.rint(fraction * 128)), 7 - int(exponent)
+    while (m > 127 or m % 2 == 0) and t > 0 and m > 0:
+        m, t = m // 2, t - 1
+    if not 0 < m < 128 or t < 0:
+        raise ValueError(f"the factor {multiplier} is not within (0, 127]")
+    return m, t
+
+
+def _shift_half_up(value: Array, shift: Any) -> Array:
+    """`floor(value / 2**shift + 1/2)`, exact; `shift` >= 0, per element or for all."""
+    shift = np.asarray(shift, np.int64)
+    result: Array = np.right_shift(value.astype(np.int64) + ((np.int64(1) << shift) >> 1), shift)
+    return result
+
+
+def _rescale_half_up(q: Array, multiplier: float) -> Array:
+    """Integers times a power of two, rounded half up."""
+    exponent = int(exponent_of(multiplier))
+    return q.astype(np.int64) << exponent if exponent >= 0 else _shift_half_up(q, -exponent)
+
+
+def _clamp(value: Array, qmin: int, qmax: int, dtype: str) -> Array:
+    return np.clip(value, qmin, qmax).astype(dtype)
+
+
+def _check_half_up(*zero_points: int) -> None:
+    if any(zero_points):
+        raise ValueError("rounding half up needs zero points of 0")
 
 
 def _bounded(value: Array) -> Array:
@@ -164,9 +230,20 @@ def dequantize(q: Array, *, scale: float, zero_point: int) -> Array:
 
 
 def requantize(
-    q: Array, *, multiplier: float, in_zero_point: int, out_zero_point: int, qmin: int, qmax: int, out_dtype: str
+    q: Array,
+    *,
+    multiplier: float,
+    in_zero_point: int,
+    out_zero_point: int,
+    qmin: int,
+    qmax: int,
+    out_dtype: str,
+    rounding: Rounding = "half_even",
 ) -> Array:
     """Integer -> integer of another scale: `multiplier` is float32(scale_in / scale_out)."""
+    if rounding == "half_up":
+        _check_half_up(in_zero_point, out_zero_point)
+        return _clamp(_rescale_half_up(q, multiplier), qmin, qmax, out_dtype)
     value = (q.astype(np.int32) - np.int32(in_zero_point)).astype(np.float32) * np.float32(multiplier)
     return to_integer(value, out_zero_point, qmin, qmax, out_dtype)
 
@@ -292,6 +369,43 @@ def _finish(
     return to_integer(value, out_zero_point, qmin, qmax, out_dtype)
 
 
+def _finish_half_up(
+    acc: Array,
+    bias: Array,
+    scale: Array,
+    residual: Array | None,
+    residual_multiplier: float,
+    residual_shift: int,
+    qmin: int,
+    qmax: int,
+    out_dtype: str,
+) -> Array:
+    """Epilogue of a weighted layer in shifts: `scale[c]` is `2**-s[c]`, s >= 0; float32 output skips the shift.
+
+    Without a residual: `(acc + bias + 2**(s-1)) >> s`. A residual is `k = s + log2(residual_multiplier)` >= 0 bits left
+    of the accumulator's unit; where k exceeds `residual_shift`, the accumulator first drops the excess
+    `p = k - residual_shift` (floor): `(((acc + bias + (2**(s-p-1) << p)) >> p) + (residual << (k - p))) >> (s - p)`.
+    """
+    shape = (1, -1) + (1,) * (acc.ndim - 2)
+    total = acc.astype(np.int64) + bias.astype(np.int64).reshape(shape)
+    if out_dtype == "float32":
+        return _fits_int32(total).astype(np.float32) * np.asarray(scale, np.float32).reshape(shape)
+    shift = -exponent_of(np.asarray(scale)).reshape(shape)
+    if np.any(shift < 0):
+        raise ValueError("the accumulator's unit is coarser than the output's; lowering should have refused this layer")
+    if residual is None:
+        _fits_int32(total + ((np.int64(1) << shift) >> 1))
+        return _clamp(_shift_half_up(total, shift), qmin, qmax, out_dtype)
+    left = shift + exponent_of(residual_multiplier)
+    drop = np.maximum(left - residual_shift, 0)
+    rest = shift - drop
+    if np.any(left < 0) or np.any(rest < 0):
+        raise ValueError("the residual's scale is too far from the accumulator's; lowering should have kept it apart")
+    _fits_int32(total + (((np.int64(1) << rest) >> 1) << drop))
+    value = np.right_shift(total, drop) + (residual.astype(np.int64) << (left - drop))
+    return _clamp(_shift_half_up(value, rest), qmin, qmax, out_dtype)
+
+
 def conv2d(  # noqa: D417  (the attributes are those of the module docstring)
     x: Array,
     weight: Array,
@@ -310,6 +424,8 @@ def conv2d(  # noqa: D417  (the attributes are those of the module docstring)
     out_dtype: str = "uint8",
     residual_multiplier: float = 0.0,
     residual_zero_point: int = 0,
+    residual_shift: int = 6,
+    rounding: Rounding = "half_even",
     **_: Any,
 ) -> Array:
     """Integer convolution, requantized; ReLU and ReLU6 are `qmin` / `qmax` (a clamp in units of the output scale).
@@ -326,6 +442,9 @@ def conv2d(  # noqa: D417  (the attributes are those of the module docstring)
         Added in the output's scale: `residual_multiplier` is float32(residual_scale / out_scale).
     """
     acc = _accumulate_conv2d(x, weight, strides, padding, dilation, groups, x_zero_point)
+    if rounding == "half_up":
+        _check_half_up(x_zero_point, out_zero_point, residual_zero_point)
+        return _finish_half_up(acc, bias, scale, residual, residual_multiplier, residual_shift, qmin, qmax, out_dtype)
     return _finish(
         acc, bias, scale, residual, residual_multiplier, residual_zero_point, out_zero_point, qmin, qmax, out_dtype
     )
@@ -347,12 +466,16 @@ def conv2d_transpose(
     qmin: int = 0,
     qmax: int = 255,
     out_dtype: str = "uint8",
+    rounding: Rounding = "half_even",
     **_: Any,
 ) -> Array:
     """Integer transposed convolution, weight int8[C, O/groups, kh, kw]; the zero point is subtracted from x (bias
     has no zero-point term).
     """
     acc = _accumulate_conv2d_transpose(x, weight, strides, padding, output_padding, dilation, groups, x_zero_point)
+    if rounding == "half_up":
+        _check_half_up(x_zero_point, out_zero_point)
+        return _finish_half_up(acc, bias, scale, None, 1.0, 0, qmin, qmax, out_dtype)
     return _finish(acc, bias, scale, None, 0.0, 0, out_zero_point, qmin, qmax, out_dtype)
 
 
@@ -370,12 +493,17 @@ def dense(
     out_dtype: str = "uint8",
     residual_multiplier: float = 0.0,
     residual_zero_point: int = 0,
+    residual_shift: int = 6,
+    rounding: Rounding = "half_even",
     **_: Any,
 ) -> Array:
     """Integer dense layer: x uint8 | int8[N, K], weight int8[K, M], bias int32[M] with the zero-point term folded
     in, scale float32[M].
     """
     acc = _fits_int32((x.astype(np.float64) @ weight.astype(np.float64)).astype(np.int64))
+    if rounding == "half_up":
+        _check_half_up(x_zero_point, out_zero_point, residual_zero_point)
+        return _finish_half_up(acc, bias, scale, residual, residual_multiplier, residual_shift, qmin, qmax, out_dtype)
     return _finish(
         acc, bias, scale, residual, residual_multiplier, residual_zero_point, out_zero_point, qmin, qmax, out_dtype
     )
@@ -396,8 +524,18 @@ def add(
     qmin: int,
     qmax: int,
     out_dtype: str,
+    rounding: Rounding = "half_even",
 ) -> Array:
-    """Sum of two tensors (numpy broadcasting) of different scales; multipliers are float32(scale_in / scale_out)."""
+    """Sum of two tensors (numpy broadcasting) of different scales; multipliers are float32(scale_in / scale_out).
+
+    Half up: both are brought to the finer of the two units and the output's, added exactly, shifted once.
+    """
+    if rounding == "half_up":
+        _check_half_up(a_zero_point, b_zero_point, out_zero_point)
+        exponents = int(exponent_of(a_multiplier)), int(exponent_of(b_multiplier))
+        shift = max(0, -min(exponents))
+        total = (a.astype(np.int64) << (exponents[0] + shift)) + (b.astype(np.int64) << (exponents[1] + shift))
+        return _clamp(_shift_half_up(_fits_int32(total), shift), qmin, qmax, out_dtype)
     left = (a.astype(np.int32) - np.int32(a_zero_point)).astype(np.float32) * np.float32(a_multiplier)
     right = (b.astype(np.int32) - np.int32(b_zero_point)).astype(np.float32) * np.float32(b_multiplier)
     return to_integer(_bounded(left) + _bounded(right), out_zero_point, qmin, qmax, out_dtype)
@@ -444,6 +582,7 @@ def concat(
     qmin: int,
     qmax: int,
     out_dtype: str,
+    rounding: Rounding = "half_even",
 ) -> Array:
     """Concatenation; each input is requantized, except where its multiplier is 1 and its zero point the output's
     (then copied).
@@ -452,7 +591,14 @@ def concat(
         t.astype(out_dtype)
         if m == 1.0 and z == out_zero_point
         else requantize(
-            t, multiplier=m, in_zero_point=z, out_zero_point=out_zero_point, qmin=qmin, qmax=qmax, out_dtype=out_dtype
+            t,
+            multiplier=m,
+            in_zero_point=z,
+            out_zero_point=out_zero_point,
+            qmin=qmin,
+            qmax=qmax,
+            out_dtype=out_dtype,
+            rounding=rounding,
         )
         for t, m, z in zip(tensors, multipliers, zero_points, strict=True)
     ]
@@ -522,6 +668,7 @@ def avg_pool2d(
     out_dtype: str,
     ceil_mode: bool = False,
     count_include_pad: bool = False,
+    rounding: Rounding = "half_even",
 ) -> Array:
     """Average over windows: int32 sum of (x - zp), times float32(multiplier / count), requantized; multiplier is
     scale_in / scale_out.
@@ -539,11 +686,30 @@ def avg_pool2d(
     else:
         count = sum(_windows(ones, kernel, strides, padding, dilation, ceil_mode, 0))
     factor = np.float32(multiplier) / np.maximum(np.asarray(count), 1).astype(np.float32)
+    if rounding == "half_up":
+        _check_half_up(in_zero_point, out_zero_point)
+        return _clamp(_scale_half_up(np.asarray(total), factor), qmin, qmax, out_dtype)
     return to_integer(np.asarray(total).astype(np.float32) * factor, out_zero_point, qmin, qmax, out_dtype)
 
 
+def _scale_half_up(total: Array, factor: Array) -> Array:
+    """Sums times a factor per position: `(total * m + 2**(t-1)) >> t` with `(m, t) = integer_multiplier(factor)`."""
+    pairs = {float(value): integer_multiplier(float(value)) for value in np.unique(factor)}
+    m = np.vectorize(lambda value: pairs[float(value)][0], otypes=[np.int64])(factor)
+    t = np.vectorize(lambda value: pairs[float(value)][1], otypes=[np.int64])(factor)
+    return _shift_half_up(_fits_int32(total.astype(np.int64) * m), t)
+
+
 def global_avg_pool2d(
-    x: Array, *, in_zero_point: int, out_zero_point: int, multiplier: float, qmin: int, qmax: int, out_dtype: str
+    x: Array,
+    *,
+    in_zero_point: int,
+    out_zero_point: int,
+    multiplier: float,
+    qmin: int,
+    qmax: int,
+    out_dtype: str,
+    rounding: Rounding = "half_even",
 ) -> Array:
     """Mean over H and W (kept as 1): int32 sum of x minus H*W*zp, times float32(scale_in / scale_out / (H*W)) =
     `multiplier`, requantized.
@@ -551,6 +717,9 @@ def global_avg_pool2d(
     total = x.astype(np.int32).sum(axis=(2, 3), keepdims=True, dtype=np.int32) - np.int32(
         x.shape[2] * x.shape[3] * in_zero_point
     )
+    if rounding == "half_up":
+        _check_half_up(in_zero_point, out_zero_point)
+        return _clamp(_scale_half_up(total, np.asarray(np.float32(multiplier))), qmin, qmax, out_dtype)
     return to_integer(total.astype(np.float32) * np.float32(multiplier), out_zero_point, qmin, qmax, out_dtype)
 
 

@@ -1,0 +1,1 @@
+"""The VTA back end: configuration, instruction set, program builder, simulator, lowering, export."""
