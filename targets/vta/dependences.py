@@ -1,0 +1,123 @@
+"""Dependence tokens from what instructions touch: the hazards between the three units, and the fewest tokens that
+order them.
+
+Each unit executes its own instructions in order, so "unit V has finished its instruction j" implies all before j. A
+vector clock per instruction records how far each other unit is known to be; a hazard that the clock already covers
+needs no token. A token is a push flag on V's instruction j and a pop flag on the waiting instruction; pushes and pops
+of a queue pair up in order because what a unit knows only grows.
+
+There is no queue between load and store: one waits for the other through a compute instruction that already waited,
+or, where there is none, through a NOP.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from lpsn_tvm.targets.vta.isa import Flags
+
+LOAD, COMPUTE, STORE = 0, 1, 2
+NEVER = -1
+Index = npt.NDArray[np.int64]
+
+# (waiting unit, finished unit) -> (pop flag of the waiting instruction, push flag of the finished one)
+FLAGS = {
+    (COMPUTE, LOAD): ("pop_prev", "push_next"),
+    (LOAD, COMPUTE): ("pop_next", "push_prev"),
+    (COMPUTE, STORE): ("pop_next", "push_prev"),
+    (STORE, COMPUTE): ("pop_prev", "push_next"),
+}
+
+
+class Touched:
+    """For every tile of one memory: the last instruction of each unit that read it and that wrote it."""
+
+    def __init__(self, tiles: int) -> None:
+        self.read = np.full((3, tiles), NEVER, np.int64)
+        self.written = np.full((3, tiles), NEVER, np.int64)
+
+    def before_read(self, unit: int, tiles: Index | slice) -> dict[int, int]:
+        """What `unit` must wait for before it reads `tiles`: unit -> its instruction."""
+        return _latest(self.written, unit, tiles)
+
+    def before_write(self, unit: int, tiles: Index | slice) -> dict[int, int]:
+        """What `unit` must wait for before it writes `tiles`."""
+        return merge(_latest(self.written, unit, tiles), _latest(self.read, unit, tiles))
+
+
+def _latest(table: npt.NDArray[np.int64], unit: int, tiles: Index | slice) -> dict[int, int]:
+    found = {}
+    for other in (LOAD, COMPUTE, STORE):
+        if other != unit:
+            part = table[other][tiles]
+            last = int(part.max()) if part.size else NEVER
+            if last > NEVER:
+                found[other] = last
+    return found
+
+
+def merge(*waits: Mapping[int, int]) -> dict[int, int]:
+    """The later instruction per unit."""
+    result: dict[int, int] = {}
+    for wait in waits:
+        for unit, index in wait.items():
+            result[unit] = max(index, result.get(unit, NEVER))
+    return result
+
+
+class Dependences:
+    """The clocks of the three units and the instructions issued so far."""
+
+    def __init__(self) -> None:
+        self.issued: tuple[list[Flags], list[Flags], list[Flags]] = ([], [], [])
+        self._known = [[NEVER] * 3 for _ in range(3)]
+        self._clocks: tuple[list[tuple[int, ...]], ...] = ([], [], [])
+        # Columns of the compute unit's clocks, each non-decreasing, for binary search.
+        self._seen_by_compute: tuple[list[int], list[int], list[int]] = ([], [], [])
+
+    def next_index(self, unit: int) -> int:
+        """Number that the next instruction of `unit` gets."""
+        return len(self.issued[unit])
+
+    def needs_relay(self, unit: int, waits: Mapping[int, int]) -> int | None:
+        """The instruction of the unit without a queue to `unit` that only a new compute NOP can make it wait for."""
+        other = {LOAD: STORE, STORE: LOAD}.get(unit)
+        if other is None or other not in waits or self._known[unit][other] >= waits[other]:
+            return None
+        seen = self._seen_by_compute[other]
+        return waits[other] if not seen or seen[-1] < waits[other] else None
+
+    def issue(self, unit: int, instruction: Flags, waits: Mapping[int, int]) -> int:
+        """Append an instruction that waits for `waits` (unit -> instruction); sets flags on both sides."""
+        waits = dict(waits)
+        other = {LOAD: STORE, STORE: LOAD}.get(unit)
+        if other is not None and other in waits:
+            index = waits.pop(other)
+            if self._known[unit][other] < index:
+                # The first compute instruction that had waited for it vouches for it.
+                relay = bisect_left(self._seen_by_compute[other], index)
+                waits[COMPUTE] = max(relay, waits.get(COMPUTE, NEVER))
+        for source, index in waits.items():
+            self._wait(unit, instruction, source, index)
+        self.issued[unit].append(instruction)
+        self._clocks[unit].append(tuple(self._known[unit]))
+        if unit == COMPUTE:
+            for source in (LOAD, COMPUTE, STORE):
+                self._seen_by_compute[source].append(self._known[COMPUTE][source])
+        return len(self.issued[unit]) - 1
+
+    def _wait(self, unit: int, instruction: Flags, source: int, index: int) -> None:
+        known = self._known[unit]
+        if known[source] >= index:
+            return
+        pop, push = FLAGS[unit, source]
+        setattr(instruction, pop, True)
+        setattr(self.issued[source][index], push, True)
+        known[source] = index
+        for third, finished in enumerate(self._clocks[source][index]):
+            if third != unit:
+                known[third] = max(known[third], finished)
