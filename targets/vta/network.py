@@ -1,0 +1,206 @@
+"""A network for the accelerator: first as operators on symbolic tensors (`LoweredNetwork`), then as programs with host
+steps in between (`VtaNetwork`), which runs without tvm, torch or onnx.
+
+Names. A *value* is a variable of the integer graph, held by the host as a numpy array. A *device tensor* is a value in
+the accelerator's memory in some layout; one value may be in several (plain, gathered). What a program reads that no
+operator wrote comes from the host (`layout.pack(value)`); what the host needs and an operator wrote is fetched
+(`layout.unpack(bytes)`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lpsn_tvm.schedules.vta.ops import TileOp
+from lpsn_tvm.targets.vta.layout import Layout
+
+if TYPE_CHECKING:
+    from lpsn_tvm.targets.vta.config import VtaConfig
+    from lpsn_tvm.targets.vta.program import Program
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class HostStep:
+    """One operator on the host: `output = (quant.OPERATORS | float_ops.OPERATORS)[op](*arguments, **attrs)`.
+
+    Parameters
+    ----------
+    op : str
+        "lpsn.<name>".
+    inputs : tuple of str
+        Arguments in order: names of values, or keys of `constants`.
+    output : str
+        Name of the value that it makes.
+    attrs : mapping
+        JSON values (numbers, strings, lists).
+    constants : mapping of str to ndarray
+    reason : str
+        Why it is not on the accelerator, for the report.
+    """
+
+    op: str
+    inputs: tuple[str, ...]
+    output: str
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    constants: Mapping[str, Array] = field(default_factory=dict, repr=False)
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class SymbolicTensor:
+    """A device tensor before it has an address: `Plane.region` is its key in `LoweredNetwork.tensors`, `Plane.base`
+    counts tiles from its start.
+
+    Parameters
+    ----------
+    value : str
+        The value that it holds ("" for one that the host never sees, half of a split, say).
+    layout : TileLayout or GatherLayout
+    """
+
+    value: str
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A value at the network's border: name, shape, numpy dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class LoweredNetwork:
+    """What lowering hands to the assembly.
+
+    Parameters
+    ----------
+    config : VtaConfig
+    inputs : tuple of TensorInfo
+        Function parameters of the graph: values that the caller gives.
+    outputs : tuple of str
+        Values that the network returns, in order.
+    tensors : mapping of name to SymbolicTensor
+    weights : mapping of name to int8[tiles, BLOCK_OUT, BLOCK_IN]
+        `Gemm.weights` names one, `Gemm.weight_base` counts tiles from its start.
+    vectors : mapping of name to int32[tiles, BATCH, BLOCK_OUT]
+        `Vector.region` names one, `Vector.base` counts tiles from its start; see `layout.vector_tiles`.
+    steps : tuple of TileOp or HostStep
+        In an order in which every operand exists before it is read.
+    notes : tuple of str
+        For the report.
+    """
+
+    config: VtaConfig
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[str, ...]
+    tensors: Mapping[str, SymbolicTensor]
+    weights: Mapping[str, Array]
+    vectors: Mapping[str, Array]
+    steps: tuple[TileOp | HostStep, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DeviceTensor:
+    """A value at a place in a program's memory.
+
+    Parameters
+    ----------
+    name : str
+        Its key in the lowered network: equal names in two programs are the same bytes.
+    value : str
+        The value that it holds.
+    region : str
+        Region of the program that holds it.
+    offset : int
+        Bytes from the region's start (0: inputs and outputs have regions of their own).
+    layout : TileLayout or GatherLayout
+    """
+
+    name: str
+    value: str
+    region: str
+    offset: int
+    layout: Layout
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the value."""
+        return self.layout.shape
+
+
+@dataclass(frozen=True)
+class DeviceStep:
+    """One program: consecutive operators of the accelerator.
+
+    Parameters
+    ----------
+    program : Program
+        Relocatable. Regions: "uop", "weight", "vector" (biases and shifts), "arena" (activations inside), one
+        "input..." per input and one "output..." per output; absent where empty.
+    ops : tuple of TileOp
+        Resolved: planes, weights and vectors name the program's regions.
+    schedules : tuple
+        `schedules.vta.emit.Schedule` of each operator.
+    inputs, outputs : tuple of DeviceTensor
+        What is written before it starts, what can be read when it has finished.
+    peak_arena : int
+        Bytes of the arena.
+    """
+
+    program: Program
+    ops: tuple[TileOp, ...]
+    schedules: tuple[Any, ...]
+    inputs: tuple[DeviceTensor, ...]
+    outputs: tuple[DeviceTensor, ...]
+    peak_arena: int = 0
+
+
+@dataclass(frozen=True)
+class VtaNetwork:
+    """A network that runs: programs and host steps in order.
+
+    Parameters
+    ----------
+    config : VtaConfig
+    inputs : tuple of TensorInfo
+    outputs : tuple of str
+        Values that `run` returns.
+    steps : tuple of DeviceStep or HostStep
+    notes : tuple of str
+    """
+
+    config: VtaConfig
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[str, ...]
+    steps: tuple[DeviceStep | HostStep, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def device_steps(self) -> tuple[DeviceStep, ...]:
+        """The programs."""
+        return tuple(step for step in self.steps if isinstance(step, DeviceStep))
+
+    @property
+    def host_steps(self) -> tuple[HostStep, ...]:
+        """What runs on the host."""
+        return tuple(step for step in self.steps if isinstance(step, HostStep))
+
+
+def run_host(step: HostStep, values: Mapping[str, Array]) -> Array:
+    """The output of a host step."""
+    from lpsn_tvm import float_ops, quant
+
+    function = quant.OPERATORS.get(step.op) or float_ops.OPERATORS[step.op]
+    operands: Sequence[Array] = [step.constants.get(name, values.get(name)) for name in step.inputs]  # type: ignore[misc]
+    return np.asarray(function(*operands, **step.attrs))
