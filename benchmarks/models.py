@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.eager_onnx import Net, smooth_noise
 
-__all__ = ["LATENCY_NETWORKS", "STRUCTURE_NETWORKS", "smooth_noise"]
+__all__ = ["LATENCY_NETWORKS", "STRUCTURE_NETWORKS", "VTA_NETWORKS", "smooth_noise"]
 
 
 def _basic_block(net: Net, x: str, out: int, stride: int) -> str:
@@ -43,6 +43,18 @@ def resnet20(seed: int = 0, classes: int = 10, size: int = 32) -> onnx.ModelProt
         for index in range(3):
             x = _basic_block(net, x, width, stride if index == 0 else 1)
     return net.model(net.head(x, classes))
+
+
+@torch.no_grad()
+def lenet5(seed: int = 0, classes: int = 10) -> onnx.ModelProto:
+    """LeNet-5 (LeCun et al. 1998) for 28 x 28 images with ReLU and max pooling, 61,706 parameters."""
+    net = Net("lenet5", (1, 28, 28), seed)
+    x = net.max_pool(net.relu(net.conv("input", 6, 5, bias=True)), 2, 2)
+    x = net.max_pool(net.relu(net.conv(x, 16, 5, bias=True, pad=0)), 2, 2)
+    x = net.node("Flatten", [x], net.values[x].flatten(1), axis=1)
+    for width in (120, 84):
+        x = net.relu(net.linear(x, width))
+    return net.model(net.linear(x, classes))
 
 
 @torch.no_grad()
@@ -191,6 +203,13 @@ LATENCY_NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
     "vgg11": vgg11,
     "mobilenet_v2": mobilenet_v2,
     "espcn": espcn,
+}
+VTA_NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "lenet5": lenet5,
+    "resnet18": resnet18,
+    "mobilenet_v2": mobilenet_v2,
+    "espcn": espcn,
+    "unet": unet,
 }
 STRUCTURE_NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
     "densenet121": densenet121,
