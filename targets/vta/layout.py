@@ -3,9 +3,9 @@ packed little-endian, lowest bits first. numpy only: the same code runs in a bui
 
 * `TileLayout`: a tensor as it is (NCHW, or [N, K] as one pixel), optionally in several planes of `bits` bits each:
   4 planes of 8 bits hold an int32 result that left the accelerator byte by byte.
-* `GatherLayout`: what a packed first layer reads. Every lane of a tile names the channel, the offset and the part of the
-  number that it holds; tile (y, x) looks at input pixel (y * stride + dy, x * stride + dx). Space-to-depth, window packing
-  (im2col) and numbers wider than the hardware's, split into two planes, are all such gathers.
+* `GatherLayout`: what a packed first layer reads. Every lane of a tile names the channel, the offset and the part of
+  the number that it holds; tile (y, x) looks at input pixel (y * stride + dy, x * stride + dx). Space-to-depth, window
+  packing (im2col) and numbers wider than the hardware's, split into two planes, are all such gathers.
 """
 
 from __future__ import annotations
@@ -151,8 +151,8 @@ class TileLayout:
 
 @dataclass(frozen=True)
 class Lane:
-    """What one lane holds: a part of the input's channel at an offset; "high" is `q >> low_bits`, "low" is
-    `q & (2**low_bits - 1)`.
+    """What one lane holds: a channel of the input at an offset (dy, dx), whole or one of its two parts:
+    `q == (high << low_bits) + low` with `low` in [-2**(low_bits - 1), 2**(low_bits - 1) - 1].
     """
 
     channel: int
@@ -178,7 +178,7 @@ class GatherLayout:
     height, width : int
         Tiles along y and x. Pixels outside the image are 0.
     low_bits : int
-        Where "high" and "low" part.
+        Width of the "low" part (4 on 4-bit hardware: 7-bit numbers have a "high" in -4..4); 0: no lane is split.
     """
 
     shape: tuple[int, ...]
@@ -229,7 +229,10 @@ class GatherLayout:
         values = _checked(array, self.shape, 8, signed=True).reshape(image_shape(self.shape))
         parts = {"whole": values}
         if self.low_bits:
-            parts |= {"high": values >> self.low_bits, "low": values & ((1 << self.low_bits) - 1)}
+            half = 1 << (self.low_bits - 1)
+            wide = values.astype(np.int16)
+            low = ((wide + half) & (2 * half - 1)) - half
+            parts |= {"high": ((wide - low) >> self.low_bits).astype(np.int8), "low": low.astype(np.int8)}
         top, left, bottom, right = self._margins
         parts = {k: np.pad(v, ((0, 0), (0, 0), (top, bottom), (left, right))) for k, v in parts.items()}
         result = np.zeros((values.shape[0], len(self.lanes), self.height, self.width), np.int8)
@@ -283,7 +286,9 @@ def layout_to_json(layout: Layout) -> dict[str, Any]:
 
 def layout_from_json(record: Mapping[str, Any]) -> Layout:
     """Inverse of `layout_to_json`."""
-    fields = {key: tuple(value) if key in ("shape", "strides") else value for key, value in record.items()}
+    fields: dict[str, Any] = {
+        key: tuple(value) if key in ("shape", "strides") else value for key, value in record.items()
+    }
     kind = fields.pop("kind")
     if kind == "tile":
         return TileLayout(**fields)

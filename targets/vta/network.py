@@ -9,13 +9,14 @@ operator wrote comes from the host (`layout.pack(value)`); what the host needs a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lpsn_tvm.artifact import TensorInfo
 from lpsn_tvm.schedules.vta.ops import TileOp
 from lpsn_tvm.targets.vta.layout import Layout
 
@@ -67,15 +68,6 @@ class SymbolicTensor:
 
     value: str
     layout: Layout
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """A value at the network's border: name, shape, numpy dtype."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -196,11 +188,19 @@ class VtaNetwork:
         """What runs on the host."""
         return tuple(step for step in self.steps if isinstance(step, HostStep))
 
+    @property
+    def peak_arena(self) -> int:
+        """Bytes of activations that the hungriest program keeps."""
+        return max((step.peak_arena for step in self.device_steps), default=0)
 
-def run_host(step: HostStep, values: Mapping[str, Array]) -> Array:
-    """The output of a host step."""
-    from lpsn_tvm import float_ops, quant
+    def run(self, feeds: Mapping[str, Array], *, strict: bool = True) -> dict[str, Array]:
+        """Output values by name, from input values by name; the programs run in the simulator.
 
-    function = quant.OPERATORS.get(step.op) or float_ops.OPERATORS[step.op]
-    operands: Sequence[Array] = [step.constants.get(name, values.get(name)) for name in step.inputs]  # type: ignore[misc]
-    return np.asarray(function(*operands, **step.attrs))
+        Raises
+        ------
+        VtaProgramError
+            A program broke a rule of the hardware (`strict`), deadlocked or read what nothing wrote.
+        """
+        from lpsn_tvm.targets.vta.execute import execute
+
+        return execute(self, feeds, strict=strict).outputs
