@@ -17,15 +17,17 @@ from torch import Tensor
 
 from lpsn_tvm.interpreter import TorchInterpreter
 from lpsn_tvm.passes.regions import Regions
-from lpsn_tvm.quant import QuantizedWeight, QuantParams, QuantPlan
+from lpsn_tvm.quant import QuantizedWeight, QuantParams, QuantPlan, Rounding
 
 
-def fake_quantize_tensor(x: Tensor, params: QuantParams) -> Tensor:
-    """`quant.fake_quantize` of a per-tensor scheme in torch, bit for bit."""
+def fake_quantize_tensor(x: Tensor, params: QuantParams, rounding: Rounding = "half_even") -> Tensor:
+    """`quant.fake_quantize` of a per-tensor scheme in torch, bit for bit (or rounded half up)."""
     scale = np.float32(np.asarray(params.scale).reshape(-1)[0])
     inverse = np.float32(1.0) / scale
     low, high = params.qmin - params.zero_point, params.qmax - params.zero_point
-    return torch.mul(x, float(inverse)).clamp_(low, high).round_().mul_(float(scale))
+    value = torch.mul(x, float(inverse)).clamp_(low, high)
+    value = value.round_() if rounding == "half_even" else value.add_(0.5).floor_()
+    return value.mul_(float(scale))
 
 
 class FakeQuantizer:
@@ -37,17 +39,22 @@ class FakeQuantizer:
         Says which variables are quantized, and which share their parameters.
     activations : mapping of variable to QuantParams
         Read at every call: a walk may fill it as it goes; a quantized variable that is not in it yet passes through.
+    rounding : {"half_even", "half_up"}
+        Of the scheme; network inputs are rounded half to even in either case.
     """
 
-    def __init__(self, regions: Regions, activations: Mapping[str, QuantParams]) -> None:
-        self.regions, self.activations = regions, activations
+    def __init__(
+        self, regions: Regions, activations: Mapping[str, QuantParams], rounding: Rounding = "half_even"
+    ) -> None:
+        self.regions, self.activations, self.rounding = regions, activations, rounding
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         """What the readers of variable `name` see."""
         if not self.regions.is_quantized(name):
             return tensor
         params = self.activations.get(self.regions.source(name))
-        return tensor if params is None else fake_quantize_tensor(tensor, params)
+        rounding = "half_even" if name in self.regions.inputs else self.rounding
+        return tensor if params is None else fake_quantize_tensor(tensor, params, rounding)
 
 
 def per_output(scale: Any, values_shape: tuple[int, ...], kind: str, groups: int) -> Tensor:
@@ -81,7 +88,11 @@ def set_quantized_weights(interpreter: TorchInterpreter, weights: Mapping[str, Q
 
 
 def evaluate_plan(
-    interpreter: TorchInterpreter, plan: QuantPlan, regions: Regions, batches: Iterable[Mapping[str, Any]]
+    interpreter: TorchInterpreter,
+    plan: QuantPlan,
+    regions: Regions,
+    batches: Iterable[Mapping[str, Any]],
+    rounding: Rounding = "half_even",
 ) -> Iterator[dict[str, Tensor]]:
     """Outputs of the quantized network, simulated, batch by batch.
 
@@ -95,6 +106,8 @@ def evaluate_plan(
         The regions that the plan was made with.
     batches : iterable of dict of str to float32 ndarray
         Network inputs.
+    rounding : {"half_even", "half_up"}
+        Of the scheme that the plan was made for.
 
     Yields
     ------
@@ -102,7 +115,7 @@ def evaluate_plan(
     """
     before = dict(interpreter.params)
     set_quantized_weights(interpreter, plan.weights)
-    transform = FakeQuantizer(regions, plan.activations)
+    transform = FakeQuantizer(regions, plan.activations, rounding)
     try:
         with torch.no_grad():
             for feeds in batches:

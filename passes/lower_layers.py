@@ -62,20 +62,24 @@ def lower_layer(
         tensors.append(residual.expr)
         attrs["residual_multiplier"] = residual.scale / scale_of(out)
         attrs["residual_zero_point"] = residual.zero_point
-    for name in () if layer.kind == "dense" else ("strides", "padding", "dilation", "groups"):
-        attrs[name] = layer.attrs[name]
+    return integer_call(f"lpsn.{layer.kind}", tensors, attrs | layer_attrs(layer), out_shape=layer.out_shape)
+
+
+def layer_attrs(layer: Layer) -> dict[str, Any]:
+    """Attributes of the layer's geometry."""
+    names = () if layer.kind == "dense" else ("strides", "padding", "dilation", "groups")
     if layer.kind == "conv2d_transpose":
-        attrs["output_padding"] = layer.attrs["output_padding"]
-    return integer_call(f"lpsn.{layer.kind}", tensors, attrs, out_shape=layer.out_shape)
+        names = (*names, "output_padding")
+    return {name: layer.attrs[name] for name in names}
 
 
 def integer_weight(
-    layer: Layer, weight: QuantizedWeight, x: QuantParams, out: QuantParams | None = None
+    layer: Layer, weight: QuantizedWeight, x: QuantParams, out: QuantParams | None = None, container_bits: int = 8
 ) -> tuple[Array, Array, Array]:
     """Integer weight, int32 bias (without zero-point term), float64 accumulator scale per output channel.
 
     The bias is rounded in units of the accumulator, so that unit must suit it: where the weights use so few bits that
-    the rounding would show in the output, they are multiplied by a power of two (they live in int8 anyway) and the
+    the rounding would show in the output, they are multiplied by a power of two (within `container_bits`) and the
     unit divided by it; a channel whose bias would leave int32 (a dead channel, usually) gets a coarser unit, its
     weights losing bits that are far below the bias's own float32 resolution.
 
@@ -100,24 +104,26 @@ def integer_weight(
             "list it in `ignore` or use fewer bits",
             where=layer.name,
         )
-    finer = _finer_unit(values, reach, scale, bias, out)
+    finer = _finer_unit(values, reach, scale, bias, out, container_bits)
     values, scale, reach = values * finer, scale / finer, reach * finer
     excess = np.abs(bias / scale) / np.minimum((INT32_MAX - reach) / 2, 2.0**30)
     if np.any(excess > 1):
         coarser = np.exp2(np.ceil(np.log2(np.maximum(excess, 1.0))))
-        values = np.rint(values / _per_output(layer, coarser, values.ndim))
+        values = np.rint(values / per_output(layer, coarser, values.ndim))
         scale = scale * coarser
     return values.astype(np.int8), np.rint(bias / scale).astype(np.int32), scale
 
 
-def _finer_unit(values: Array, reach: Array, scale: Array, bias: Array, out: QuantParams | None) -> int:
+def _finer_unit(
+    values: Array, reach: Array, scale: Array, bias: Array, out: QuantParams | None, container_bits: int
+) -> int:
     """Power of two that brings the accumulator's unit below 1/16 of the output's step (float: of the largest bias)."""
     wanted = (float(np.abs(bias).max(initial=0.0)) if out is None else scale_of(out)) / 16
     if not np.any(bias) or wanted <= 0:
         return 1
-    finer = 1
+    finer, limit = 1, (1 << (container_bits - 1)) - 1
     peak, most = int(np.abs(values).max(initial=1)), int(reach.max(initial=1))
-    while scale.max() / finer > wanted and 2 * finer * peak <= 127 and 2 * finer * most < INT32_MAX // 2:
+    while scale.max() / finer > wanted and 2 * finer * peak <= limit and 2 * finer * most < INT32_MAX // 2:
         finer *= 2
     return finer
 
@@ -141,7 +147,7 @@ def rows_by_output(layer: Layer, values: Array) -> Array:
     return grouped.transpose(0, 2, 1, 3).reshape(layer.groups * group_out, -1)
 
 
-def _per_output(layer: Layer, vector: Array, ndim: int) -> Array:
+def per_output(layer: Layer, vector: Array, ndim: int) -> Array:
     """`vector`, one value per output channel, in a shape that broadcasts against the weight."""
     if layer.kind == "conv2d":
         return vector.reshape((-1,) + (1,) * (ndim - 1))

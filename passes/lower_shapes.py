@@ -15,7 +15,7 @@ import numpy as np
 
 from lpsn_tvm import graph
 from lpsn_tvm.passes.integer_ops import IntegerTensor, integer_call, result_attrs, scale_of
-from lpsn_tvm.quant import QuantParams
+from lpsn_tvm.quant import QuantParams, Rounding
 
 MOVE_ONLY = "relax.reshape relax.squeeze relax.expand_dims relax.flatten relax.nn.batch_flatten".split()
 PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "edge": "edge"}
@@ -158,18 +158,24 @@ def linear_index(size: int, target: int, transform: str) -> tuple[list[int], lis
 # --- operators that choose a new scale ------------------------------------------------------------------------------
 
 
-def lower_avg_pool2d(call: Any, x: IntegerTensor, out: QuantParams, interval: tuple[float, float]) -> Any:
+def lower_avg_pool2d(
+    call: Any, x: IntegerTensor, out: QuantParams, interval: tuple[float, float], rounding: Rounding = "half_even"
+) -> Any:
     """avg_pool2d."""
     attrs = graph.call_attrs(call)
     kept = {name: attrs[name] for name in ("strides", "padding", "ceil_mode", "count_include_pad")}
     kept |= {"kernel": attrs["pool_size"], "in_zero_point": x.zero_point, "multiplier": x.scale / scale_of(out)}
+    kept["rounding"] = rounding
     return integer_call("lpsn.avg_pool2d", [x.expr], kept | result_attrs(out, *interval), graph.shape_of(call))
 
 
-def lower_global_avg_pool2d(x: IntegerTensor, out: QuantParams, interval: tuple[float, float]) -> Any:
+def lower_global_avg_pool2d(
+    x: IntegerTensor, out: QuantParams, interval: tuple[float, float], rounding: Rounding = "half_even"
+) -> Any:
     """Mean over H and W, kept as extents of 1."""
     height, width = graph.shape_of(x.expr)[2:]
-    attrs = {"in_zero_point": x.zero_point, "multiplier": x.scale / scale_of(out) / (height * width)}
+    attrs: dict[str, Any] = {"in_zero_point": x.zero_point, "multiplier": x.scale / scale_of(out) / (height * width)}
+    attrs["rounding"] = rounding
     return integer_call("lpsn.global_avg_pool2d", [x.expr], attrs | result_attrs(out, *interval))
 
 
@@ -186,11 +192,16 @@ def lower_concat(call: Any, parts: Sequence[IntegerTensor], out: QuantParams) ->
     """Concatenation; parts that already have the result's scale are copied."""
     target = scale_of(out)
     attrs: dict[str, Any] = {
-        "axis": int(graph.call_attrs(call)["axis"]) % len(graph.shape_of(call)),
+        "axis": concat_axis(call),
         "multipliers": [part.scale / target for part in parts],
         "zero_points": [part.zero_point for part in parts],
     }
     return integer_call("lpsn.concat", [part.expr for part in parts], attrs | result_attrs(out), graph.shape_of(call))
+
+
+def concat_axis(call: Any) -> int:
+    """Non-negative axis of a concatenation."""
+    return int(graph.call_attrs(call)["axis"]) % len(graph.shape_of(call))
 
 
 # --- DepthToSpace ---------------------------------------------------------------------------------------------------

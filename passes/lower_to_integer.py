@@ -30,6 +30,7 @@ from lpsn_tvm.passes.integer_ops import IntegerTensor, integer_call, result_attr
 from lpsn_tvm.passes.lower_elementwise import lower_add, lower_lookup, lower_multiply
 from lpsn_tvm.passes.lower_layers import EVERYTHING, lower_layer
 from lpsn_tvm.passes.lower_shapes import (
+    concat_axis,
     is_global_average,
     lower_avg_pool2d,
     lower_concat,
@@ -44,8 +45,9 @@ from lpsn_tvm.passes.lower_shapes import (
     lower_transpose,
     match_depth_to_space,
 )
+from lpsn_tvm.passes.lower_shifts import lower_add_by_shifts, lower_concat_by_shifts, lower_layer_by_shifts
 from lpsn_tvm.passes.regions import Region, Regions, find_regions
-from lpsn_tvm.quant import QuantParams, QuantPlan
+from lpsn_tvm.quant import QuantParams, QuantPlan, QuantScheme
 
 _SAME = {
     "relax.nn.max_pool2d": lower_max_pool2d,
@@ -62,7 +64,9 @@ _SAME = {
 }
 
 
-def lower_to_integer(mod: tvm.IRModule, plan: QuantPlan, regions: Regions | None = None) -> tvm.IRModule:
+def lower_to_integer(
+    mod: tvm.IRModule, plan: QuantPlan, regions: Regions | None = None, scheme: QuantScheme | None = None
+) -> tvm.IRModule:
     """The integer form of a canonical module.
 
     Parameters
@@ -73,13 +77,15 @@ def lower_to_integer(mod: tvm.IRModule, plan: QuantPlan, regions: Regions | None
         Activation parameters of every quantized variable, integer weights of every layer that is not float.
     regions : Regions, optional
         The regions that the plan was made for; found anew by default.
+    scheme : QuantScheme, optional
+        The backend's; `rounding="half_up"` takes the forms of `lower_shifts`.
 
     Raises
     ------
     QuantizeError
         A parameter is missing, or an accumulator could overflow; names the layer or variable.
     """
-    return _Lowering(mod, plan, plan_regions(mod, plan) if regions is None else regions).run()
+    return _Lowering(mod, plan, plan_regions(mod, plan) if regions is None else regions, scheme or QuantScheme()).run()
 
 
 def plan_regions(mod: tvm.IRModule, plan: QuantPlan) -> Regions:
@@ -90,9 +96,10 @@ def plan_regions(mod: tvm.IRModule, plan: QuantPlan) -> Regions:
 class _Lowering:
     """State of one lowering: which variables exist as integers, which as floats."""
 
-    def __init__(self, mod: tvm.IRModule, plan: QuantPlan, regions: Regions) -> None:
+    def __init__(self, mod: tvm.IRModule, plan: QuantPlan, regions: Regions, scheme: QuantScheme) -> None:
         self.function = mod["main"]
-        self.plan, self.regions = plan, regions
+        self.plan, self.regions, self.scheme = plan, regions, scheme
+        self.by_shifts = scheme.rounding == "half_up"
         self.layers = graph.find_layers(mod)
         self.bound = {var.name: value for var, value in graph.bindings(mod)}
         self.builder = relax.BlockBuilder()
@@ -225,26 +232,35 @@ class _Lowering:
             return None
         residual = None if region.residual is None else self.integer(region.residual)
         out = None if region.float_output else self.params(region.name)
-        x = self.integer(region.inputs[0])
-        return lower_layer(layer, weight, x, out, region.activation or EVERYTHING, residual)
+        x, interval = self.integer(region.inputs[0]), region.activation or EVERYTHING
+        if self.by_shifts:
+            return lower_layer_by_shifts(
+                layer, weight, x, out, interval, residual, self.scheme, self._emit, region.name
+            )
+        return lower_layer(layer, weight, x, out, interval, residual)
+
+    def _emit(self, call: Any, name: str) -> Any:
+        return graph.emit_named(self.builder, call, name)
 
     def _rescaling(self, region: Region) -> Any | None:
         out, interval = self.params(region.name), region.activation or EVERYTHING
         parts = [self.integer(name) for name in region.inputs]
         call = self.bound[region.members[0]]
         if region.kind == "add":
-            return lower_add(parts[0], parts[1], out, interval)
+            by_shifts = lower_add_by_shifts(parts[0], parts[1], out, interval) if self.by_shifts else None
+            return lower_add(parts[0], parts[1], out, interval) if by_shifts is None else by_shifts
         if region.kind == "multiply":
             return lower_multiply(parts[0], parts[1], out, interval)
         if region.kind == "concat":
-            return lower_concat(call, parts, out)
+            by_shifts = lower_concat_by_shifts(concat_axis(call), parts, out) if self.by_shifts else None
+            return lower_concat(call, parts, out) if by_shifts is None else by_shifts
         if region.kind == "lookup":
             members = [(name, self.bound[name]) for name in region.members]
             return lower_lookup(region.inputs[0], members, parts[0], out, region.per_channel)
         if is_global_average(call):
-            return lower_global_avg_pool2d(parts[0], out, interval)
+            return lower_global_avg_pool2d(parts[0], out, interval, self.scheme.rounding)
         if graph.op_name(call) == "relax.nn.avg_pool2d":
-            return lower_avg_pool2d(call, parts[0], out, interval)
+            return lower_avg_pool2d(call, parts[0], out, interval, self.scheme.rounding)
         return None
 
     def _same(self, region: Region) -> Any | None:

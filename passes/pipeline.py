@@ -141,7 +141,7 @@ def _quantize(net: Network) -> None:
 
 def _lower(net: Network) -> None:
     assert net.plan is not None
-    net.mod = lower_to_integer(net.mod, net.plan, net.regions)
+    net.mod = lower_to_integer(net.mod, net.plan, net.regions, net.scheme)
 
 
 def _fuse(net: Network) -> None:

@@ -11,9 +11,10 @@ is not changed.
 
 At 8 bits rounding to nearest with the bias correction is within noise of the rest, needs only means, and a few
 dozen samples; below, all of step 2 is done.
-Network inputs (and what tables, slices and reshapes make of them) keep `input_bits` = 8 bits by default: images are
-8-bit data, and their rounding
-cannot be corrected by any layer.
+Network inputs (and what tables, slices and reshapes make of them) keep the scheme's `input_bits`: images are 8-bit
+data, and their rounding cannot be corrected by any layer.
+Hardware that requantizes by shifting (`rounding="half_up"`) takes activation scales from `align_scales`, weight scales
+from the grid that they leave; scales that a model came with give way where they do not fit.
 
 Source: Zhang, Colbert, Das, Applied Sciences 2022, 12(15), 7829, Sections 2 and 3 (greedy layer-by-layer order,
 uniform quantizers).
@@ -31,6 +32,7 @@ from torch import Tensor
 from lpsn_tvm.frontier import Frontier
 from lpsn_tvm.graph import Layer, find_layers
 from lpsn_tvm.interpreter import TorchInterpreter
+from lpsn_tvm.passes.align_scales import align_scales, weight_grid
 from lpsn_tvm.passes.fake_quantize import FakeQuantizer, set_quantized_weights
 from lpsn_tvm.passes.normal_equations import LayerGeometry, NormalEquations
 from lpsn_tvm.passes.observers import observe
@@ -72,7 +74,7 @@ def plan_quantization(
     keep_weights: Mapping[str, QuantParams] | None = None,
     ignore: Iterable[str] = (),
     layer_bits: LayerBits | None = None,
-    input_bits: int = 8,
+    input_bits: int | None = None,
     seed: int = 0,
     memory_budget: int = DEFAULT_BUDGET,
     regions: Regions | None = None,
@@ -104,8 +106,8 @@ def plan_quantization(
         Layer names or patterns that stay float.
     layer_bits : mapping of layer name or pattern to bits, optional
         Other bits for some layers: (weight bits, bits of the layer's input), or one number for both.
-    input_bits : int
-        Bits of network inputs (at least `activation_bits`).
+    input_bits : int, optional
+        Bits of network inputs (at least `activation_bits`); the scheme's by default.
     seed : int
         Of the sampled rows and samples.
     memory_budget : int
@@ -122,8 +124,10 @@ def plan_quantization(
         are not
         finite (names the layer), an accumulator that could leave int32.
     """
+    scheme = scheme or QuantScheme()
+    input_bits = scheme.input_bits if input_bits is None else input_bits
     options = QuantizeOptions(
-        weight_bits, activation_bits, scheme or QuantScheme(), observer, rounding, resolve, dict(keep or {}),
+        weight_bits, activation_bits, scheme, observer, rounding, resolve, dict(keep or {}),
         dict(keep_weights or {}),
         dict(layer_bits or {}), max(input_bits, activation_bits), seed, memory_budget,
     )  # fmt: skip
@@ -146,7 +150,8 @@ class _Planner:
         self.bits = {name: bits_of(name, options) for name in self.layers}
         check_bits(self.bits, options)
         check_finite(self.layers)
-        self.interpreter = TorchInterpreter(mod)
+        self.mod, self.interpreter = mod, TorchInterpreter(mod)
+        self.by_shifts = options.scheme.rounding == "half_up"
         self.batch = _batch_size(self.interpreter)
         self.weights: dict[str, QuantizedWeight] = {}
         self.activations: dict[str, QuantParams] = {}
@@ -159,13 +164,18 @@ class _Planner:
 
     # --- activations ---
     def _choose_activations(self) -> None:
-        kept = {name: to_scheme(params, self.options.scheme) for name, params in self.options.keep.items()}
+        found = {name: to_scheme(params, self.options.scheme) for name, params in self.options.keep.items()}
         names = [name for name in self.regions.quantized if name not in self.regions.shares]
-        wanted = [name for name in names if kept.get(name) is None]
+        kept = {name: params for name, params in found.items() if params is not None and name in names}
+        # Where scales have to fit each other, what is kept may have to give way.
+        wanted = [name for name in names if self.by_shifts or name not in kept]
         batches = _Batches(self.calibration, self.batch)
         kind, report = self.options.observer, self._report_observation
         seen = observe(self.interpreter, batches, wanted, kind, report) if wanted else {}
         bits = self._activation_bits()
+        if self.by_shifts:
+            self.activations = align_scales(self.mod, self.regions, seen, bits, self.options.scheme, kept)
+            return
         for name in names:
             params = kept.get(name)
             self.activations[name] = seen[name].params(bits[name], self.options.scheme) if params is None else params
@@ -187,6 +197,7 @@ class _Planner:
 
     # --- weights ---
     def _walk(self) -> None:
+        scheme = self.options.scheme
         order = [region for region in self.regions.regions if region.kind == "layer"]
         needs_sums = any(self._rounding(region) == "gptq" for region in order)
         subset = self._subset(order, SUM_SAMPLES if needs_sums else MEAN_SAMPLES)
@@ -194,7 +205,7 @@ class _Planner:
         quantized.__dict__.update(self.interpreter.__dict__)
         quantized.params = dict(self.interpreter.params)
         dense = Frontier(self.interpreter, subset)
-        prefix = Frontier(quantized, subset, transform=FakeQuantizer(self.regions, self.activations))
+        prefix = Frontier(quantized, subset, transform=FakeQuantizer(self.regions, self.activations, scheme.rounding))
         for index, region in enumerate(order):
             assert region.layer is not None
             layer = self.layers[region.layer]
@@ -202,10 +213,11 @@ class _Planner:
             dense.advance(layer.name)
             sums = self._sums(region, layer, prefix, dense, self._rounding(region) == "gptq")
             weight = quantize_layer(
-                layer, sums, self.bits[layer.name][0], self.options.scheme,
+                layer, sums, self.bits[layer.name][0], scheme,
                 self.activations[self.regions.source(layer.data)],
                 resolve=self.options.resolve, rounding=self._rounding(region),
-                kept=self.options.keep_weights.get(layer.name),
+                kept=None if self.by_shifts else self.options.keep_weights.get(layer.name),
+                grid=weight_grid(region, self.regions, self.activations) if self.by_shifts else None,
             )  # fmt: skip
             self.weights[layer.name] = weight
             set_quantized_weights(quantized, {layer.name: weight})
@@ -213,7 +225,7 @@ class _Planner:
 
     def _rounding(self, region: Region) -> str:
         assert region.layer is not None
-        if region.layer in self.options.keep_weights:
+        if region.layer in self.options.keep_weights and not self.by_shifts:
             return "nearest"
         if self.options.rounding != "auto":
             return self.options.rounding

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lpsn_tvm.errors import QuantizeError
 from lpsn_tvm.graph import Layer
+from lpsn_tvm.passes.align_scales import WeightGrid
 from lpsn_tvm.passes.gptq import gptq_round, refit_scale
 from lpsn_tvm.passes.normal_equations import LayerGeometry
 from lpsn_tvm.passes.weight_quantizers import choose_scales, round_nearest
@@ -86,6 +87,7 @@ def quantize_layer(
     resolve: bool = True,
     rounding: str = "gptq",
     kept: QuantParams | None = None,
+    grid: WeightGrid | None = None,
 ) -> QuantizedWeight:
     """Integers, scales and bias of one layer.
 
@@ -107,6 +109,8 @@ def quantize_layer(
         "gptq" needs `sums.gram`.
     kept : QuantParams, optional
         Scales of a model that came quantized: used as they are, with rounding to nearest.
+    grid : WeightGrid, optional
+        Scales that hardware without multipliers can requantize; any by default.
 
     Raises
     ------
@@ -135,7 +139,8 @@ def quantize_layer(
     else:
         if resolve and sums.gram is not None:
             matrix = resolved_matrix(matrix, sums)
-        scale, integers = _round(matrix, sums, bits, scheme, rounding, _smallest_scale(layer, x, geometry.groups))
+        smallest = _smallest_scale(layer, x, geometry.groups)
+        scale, integers = _round(matrix, sums, bits, scheme, rounding, smallest, grid)
     if kept is not None:
         bias = whole[:, -1].double()  # the model came quantized: its bias belongs to its weights
     else:
@@ -152,21 +157,31 @@ def quantize_layer(
 
 
 def _round(
-    matrix: Tensor, sums: LayerSums, bits: int, scheme: QuantScheme, rounding: str, smallest: Tensor
+    matrix: Tensor,
+    sums: LayerSums,
+    bits: int,
+    scheme: QuantScheme,
+    rounding: str,
+    smallest: Tensor,
+    grid: WeightGrid | None,
 ) -> tuple[Tensor, Tensor]:
     """(scale float32[groups, outputs], integers)."""
+    on_grid, unit = scheme.power_of_two or grid is not None, 1.0 if grid is None else grid.unit
     importance = None if sums.gram is None else sums.gram.diagonal(dim1=1, dim2=2)
     matrix = matrix.float()
     scale = choose_scales(
-        matrix, bits, importance, per_channel=scheme.weight_per_channel, power_of_two=scheme.power_of_two
+        matrix, bits, importance, per_channel=scheme.weight_per_channel, power_of_two=on_grid, unit=unit
     )
-    if scheme.power_of_two:
-        smallest = torch.exp2(torch.ceil(torch.log2(smallest)))
+    if on_grid:
+        smallest = unit * torch.exp2(torch.ceil(torch.log2(smallest / unit)))
     scale = torch.maximum(scale, smallest if scheme.weight_per_channel else smallest.max())
+    if grid is not None:
+        # A coarser unit than the output's could not be shifted right; a channel of zeros may have any.
+        scale = torch.clamp(scale, max=grid.largest)
     if rounding == "nearest" or sums.gram is None:
         return scale, round_nearest(matrix, scale, bits)
     integers = gptq_round(matrix, sums.gram, scale, bits)
-    if scheme.weight_per_channel and not scheme.power_of_two:
+    if scheme.weight_per_channel and not on_grid:
         scale = torch.maximum(refit_scale(matrix, integers, scale, sums.gram), smallest)
     return scale, integers
 

@@ -46,7 +46,13 @@ def max_scale(matrix: Tensor, bits: int) -> Tensor:
 
 
 def choose_scales(
-    matrix: Tensor, bits: int, importance: Tensor | None = None, *, per_channel: bool = True, power_of_two: bool = False
+    matrix: Tensor,
+    bits: int,
+    importance: Tensor | None = None,
+    *,
+    per_channel: bool = True,
+    power_of_two: bool = False,
+    unit: float = 1.0,
 ) -> Tensor:
     """Scales with the least weighted squared error sum_k h_k (w_k - q(w_k))^2, by search below `max_scale`.
 
@@ -61,7 +67,9 @@ def choose_scales(
     per_channel : bool
         One scale per output channel, else one for the whole tensor (repeated).
     power_of_two : bool
-        Only powers of two.
+        Only powers of two times `unit`.
+    unit : float
+        See `power_of_two`.
 
     Returns
     -------
@@ -77,7 +85,8 @@ def choose_scales(
     # Where no input varies at all every scale is as good as another: fall back on plain squared error.
     weights = torch.where(weights.sum(dim=1, keepdim=True) > 0, weights, torch.ones_like(weights))
     weights = weights / weights.mean(dim=1, keepdim=True)
-    return _search(matrix, top, weights, bits, per_channel=per_channel, power_of_two=power_of_two)
+    step = unit if power_of_two else None
+    return _search(matrix, top, weights, bits, per_channel=per_channel, unit=step)
 
 
 def _ratios(bits: int) -> list[float]:
@@ -87,10 +96,10 @@ def _ratios(bits: int) -> list[float]:
 
 
 def _search(
-    matrix: Tensor, top: Tensor, weights: Tensor, bits: int, *, per_channel: bool, power_of_two: bool
+    matrix: Tensor, top: Tensor, weights: Tensor, bits: int, *, per_channel: bool, unit: float | None
 ) -> Tensor:
-    if power_of_two:
-        ceiling = torch.exp2(torch.ceil(torch.log2(top) - 1e-6))
+    if unit is not None:
+        ceiling = unit * torch.exp2(torch.ceil(torch.log2(top / unit) - 1e-6))
         candidates = [ceiling * 2.0**-step for step in range(4 if bits <= 4 else 2)]
     else:
         candidates = [top * ratio for ratio in _ratios(bits)]

@@ -1,0 +1,261 @@
+"""Layers, sums and concatenations of hardware that requantizes by shifting (`QuantScheme.rounding == "half_up"`).
+
+Before: integer weights and scales whose ratios are powers of two. After: the same integer operators with
+`rounding="half_up"`, in a form whose every shift is one that `quant` defines:
+
+1. `shift[c] = -log2(x scale * weight scale[c] / output scale)` lies in [0, `LARGEST_SHIFT`]: a channel with a coarser
+   unit gets larger integer weights (as far as their container goes), one with a needlessly fine unit smaller ones.
+2. bias, rounding constant and residual fit the int32 accumulator with the worst input.
+3. a residual that no shift can bring into the accumulator's unit is added by an operator of its own.
+4. a layer whose unit stays coarser than its output's writes float32, which is then quantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lpsn_tvm import graph
+from lpsn_tvm.errors import QuantizeError
+from lpsn_tvm.graph import Layer
+from lpsn_tvm.passes.integer_ops import IntegerTensor, integer_call, result_attrs, scale_of
+from lpsn_tvm.passes.lower_layers import (
+    EVERYTHING,
+    INT32_MAX,
+    Interval,
+    integer_weight,
+    layer_attrs,
+    per_output,
+    rows_by_output,
+)
+from lpsn_tvm.quant import Array, QuantizedWeight, QuantParams, QuantScheme
+
+Emit = Callable[[Any, str], Any]
+"""(call, name) -> the bound variable."""
+
+LARGEST_SHIFT = 24
+"""A finer accumulator than this many bits below the output's step is noise."""
+TOLERANCE = 1e-4
+"""How far the float32 scales of a plan may be from an exact power of two."""
+SUM_BITS = 22
+"""Largest left shift of an int8 addend in a sum: it stays within int32."""
+
+
+def exponents(ratio: Any) -> Array | None:
+    """int64 log2 of ratios of scales, or None where one is not a power of two (up to float32 rounding)."""
+    ratio = np.asarray(ratio, np.float64)
+    if not (np.all(np.isfinite(ratio)) and np.all(ratio > 0)):
+        return None
+    exponent = np.rint(np.log2(ratio))
+    if np.any(np.abs(ratio * np.exp2(-exponent) - 1) > TOLERANCE):
+        return None
+    result: Array = exponent.astype(np.int64)
+    return result
+
+
+@dataclass(frozen=True)
+class _Shifted:
+    """Integer weight and bias of a layer with the right shift of each output channel."""
+
+    values: Array
+    bias: Array
+    shift: Array
+
+
+def lower_layer_by_shifts(
+    layer: Layer,
+    weight: QuantizedWeight,
+    x: IntegerTensor,
+    out: QuantParams | None,
+    interval: Interval,
+    residual: IntegerTensor | None,
+    scheme: QuantScheme,
+    emit: Emit,
+    name: str,
+) -> Any:
+    """The integer call of a layer with its epilogue in shifts; what has to come before it is emitted.
+
+    Parameters
+    ----------
+    layer, weight, x, out, interval, residual
+        As in `lower_layers.lower_layer`.
+    scheme : QuantScheme
+        `weight_container_bits` and `residual_shift` of the hardware.
+    emit : callable
+        Binds a call to a name.
+    name : str
+        Variable that the result will have.
+
+    Raises
+    ------
+    QuantizeError
+        Scales whose ratio is not a power of two, zero points other than 0, an accumulator that could leave int32.
+    """
+    _check_zero_points(layer.name, x, residual)
+    if out is None:
+        values, bias, scale = integer_weight(layer, weight, x.params, None, scheme.weight_container_bits)
+        _check_room(layer, values, bias, x, np.int64(0), 0)
+        attrs = {"out_dtype": "float32", "out_zero_point": 0, "qmin": 0, "qmax": 0}
+        return _call(layer, x, (values, bias, scale), attrs, [])
+    shifted = _shifted(layer, weight, x, out, scheme)
+    if shifted is None:
+        return _through_float(layer, weight, x, out, interval, residual, scheme, emit, name)
+    if residual is None:
+        return _finished(layer, x, shifted, out, interval, None, scheme)
+    exponent = exponents(residual.scale / scale_of(out))
+    if exponent is None:
+        raise QuantizeError(
+            f"a residual of scale {residual.scale:.9g} is added in scale {scale_of(out):.9g}; hardware that shifts "
+            "needs powers of two between them",
+            where=layer.name,
+        )
+    if int(exponent) <= scheme.residual_shift and np.all(shifted.shift >= -int(exponent)):
+        return _finished(layer, x, shifted, out, interval, residual, scheme)
+    apart = _wide(out, residual)
+    first = lower_layer_by_shifts(layer, weight, x, apart, EVERYTHING, None, scheme, emit, layer.name)
+    term = IntegerTensor(emit(first, layer.name), apart)
+    total = lower_add_by_shifts(term, residual, out, interval)
+    if total is None:
+        raise QuantizeError("its scale and its residual's are too far apart to be added in int32", where=layer.name)
+    return total
+
+
+def _wide(out: QuantParams, residual: IntegerTensor) -> QuantParams:
+    """Parameters of a sum less its residual: both are within their ranges, so it is within twice the larger one."""
+    return replace(out, scale=np.asarray(2.0 * max(scale_of(out), residual.scale), np.float32))
+
+
+def _check_zero_points(where: str, *tensors: IntegerTensor | None) -> None:
+    if any(tensor is not None and tensor.zero_point != 0 for tensor in tensors):
+        raise QuantizeError("hardware that shifts needs zero points of 0 (a symmetric scheme)", where=where)
+
+
+def _shifted(
+    layer: Layer, weight: QuantizedWeight, x: IntegerTensor, out: QuantParams, scheme: QuantScheme
+) -> _Shifted | None:
+    """Rule 1; None where the unit of a channel stays coarser than the output's."""
+    values, bias, scale = integer_weight(layer, weight, x.params, out, scheme.weight_container_bits)
+    exponent = exponents(scale / scale_of(out))
+    if exponent is None:
+        raise QuantizeError(
+            "input scale * weight scale / output scale is not a power of two for every output channel; plan it with "
+            "the backend's scheme",
+            where=layer.name,
+        )
+    shift = -exponent
+    rows = np.abs(rows_by_output(layer, values)).astype(np.int64).max(axis=1, initial=0)
+    limit = (1 << (scheme.weight_container_bits - 1)) - 1
+    # Left shifts of the integers (negative: right shifts) that bring the amounts into their range.
+    left = np.maximum(-shift, 0) - np.maximum(shift - LARGEST_SHIFT, 0)
+    if np.any(rows * np.exp2(np.maximum(left, 0)) > limit) or np.any(left > 24):
+        return None
+    factor = np.exp2(left)
+    wide_bias = np.rint(bias * factor)
+    if np.any(np.abs(wide_bias) > INT32_MAX // 2):
+        return None
+    values = np.rint(values * per_output(layer, factor, values.ndim)).astype(np.int8)
+    shift = shift + left
+    bias = wide_bias.astype(np.int32)
+    _check_room(layer, values, bias, x, shift, 128 << scheme.residual_shift)
+    return _Shifted(values, bias, shift)
+
+
+def _check_room(layer: Layer, values: Array, bias: Array, x: IntegerTensor, shift: Any, room: int) -> None:
+    """Rule 2; `room` is for a residual: at most 128 steps, shifted left."""
+    largest = max(abs(x.params.qmin), abs(x.params.qmax))
+    reach = np.abs(rows_by_output(layer, values).astype(np.int64)).sum(axis=1) * largest
+    worst = reach + np.abs(bias.astype(np.int64)) + ((np.int64(1) << shift) >> 1) + room
+    if np.any(worst > INT32_MAX):
+        raise QuantizeError(
+            f"the worst case of its accumulator with bias and rounding is {int(worst.max())}, above {INT32_MAX}; "
+            "list it in `ignore` or use fewer bits",
+            where=layer.name,
+        )
+
+
+def _finished(
+    layer: Layer,
+    x: IntegerTensor,
+    shifted: _Shifted,
+    out: QuantParams,
+    interval: Interval,
+    residual: IntegerTensor | None,
+    scheme: QuantScheme,
+) -> Any:
+    attrs = result_attrs(out, *interval)
+    if residual is not None:
+        exponent = exponents(residual.scale / scale_of(out))
+        assert exponent is not None
+        attrs |= {"residual_multiplier": float(np.exp2(exponent)), "residual_shift": scheme.residual_shift}
+    scale = np.exp2(-shifted.shift.astype(np.float64))
+    more = [] if residual is None else [residual.expr]
+    return _call(layer, x, (shifted.values, shifted.bias, scale), attrs, more)
+
+
+def _call(
+    layer: Layer, x: IntegerTensor, arrays: tuple[Array, Array, Array], attrs: dict[str, Any], more: Sequence[Any]
+) -> Any:
+    values, bias, scale = arrays
+    tensors = [x.expr, graph.constant(values), graph.constant(bias), graph.constant(scale.astype(np.float32)), *more]
+    attrs = attrs | layer_attrs(layer) | {"rounding": "half_up"}
+    return integer_call(f"lpsn.{layer.kind}", tensors, attrs, out_shape=layer.out_shape)
+
+
+def _through_float(
+    layer: Layer,
+    weight: QuantizedWeight,
+    x: IntegerTensor,
+    out: QuantParams,
+    interval: Interval,
+    residual: IntegerTensor | None,
+    scheme: QuantScheme,
+    emit: Emit,
+    name: str,
+) -> Any:
+    """Rule 4."""
+    call = lower_layer_by_shifts(layer, weight, x, None, EVERYTHING, None, scheme, emit, name)
+    target = out if residual is None else _wide(out, residual)
+    attrs = result_attrs(target, *(interval if residual is None else EVERYTHING))
+    attrs["zero_point"] = attrs.pop("out_zero_point")
+    scale = scale_of(target)
+    attrs |= {"inv_scale": np.float32(1.0) / np.float32(scale), "scale": scale}
+    quantized = integer_call("lpsn.quantize", [emit(call, f"{layer.name}.f")], attrs)
+    if residual is None:
+        return quantized
+    total = lower_add_by_shifts(IntegerTensor(emit(quantized, layer.name), target), residual, out, interval)
+    if total is None:
+        raise QuantizeError("its scale and its residual's are too far apart to be added in int32", where=layer.name)
+    return total
+
+
+def lower_add_by_shifts(a: IntegerTensor, b: IntegerTensor, out: QuantParams, interval: Interval) -> Any | None:
+    """Sum in shifts; None where the scales' ratios are not powers of two or do not fit int32 together."""
+    target = scale_of(out)
+    ratios = exponents([a.scale / target, b.scale / target])
+    if ratios is None or a.zero_point or b.zero_point or int(ratios.max() - min(int(ratios.min()), 0)) > SUM_BITS:
+        return None
+    attrs = {
+        "a_multiplier": float(np.exp2(ratios[0])),
+        "b_multiplier": float(np.exp2(ratios[1])),
+        "a_zero_point": 0,
+        "b_zero_point": 0,
+        "rounding": "half_up",
+    }
+    return integer_call("lpsn.add", [a.expr, b.expr], attrs | result_attrs(out, *interval))
+
+
+def lower_concat_by_shifts(axis: int, parts: Sequence[IntegerTensor], out: QuantParams) -> Any | None:
+    """Concatenation whose parts are requantized by shifts; None where a ratio of scales is not a power of two."""
+    ratios = exponents([part.scale / scale_of(out) for part in parts])
+    if ratios is None or any(part.zero_point for part in parts) or int(ratios.max()) > SUM_BITS:
+        return None
+    attrs: dict[str, Any] = {
+        "axis": axis,
+        "multipliers": [float(value) for value in np.exp2(ratios)],
+        "zero_points": [0] * len(parts),
+        "rounding": "half_up",
+    }
+    return integer_call("lpsn.concat", [part.expr for part in parts], attrs | result_attrs(out))
