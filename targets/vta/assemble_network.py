@@ -69,10 +69,12 @@ def assemble(
 
     Parameters
     ----------
+    network : LoweredNetwork
+        Operators on symbolic tensors.
     emit : (builder, op, schedule) -> None
         Writes an operator's instructions.
     choose : (op, config) -> schedule
-    network : LoweredNetwork
+        Search, or a default.
     progress : callable (stage, done, total)
         Told of every scheduled operator.
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from lpsn_tvm.targets.vta.simulator import SimulationResult, simulate
 
 from lpsn_tvm import float_ops, quant
 from lpsn_tvm.errors import CompileError
 from lpsn_tvm.targets.vta.layout import TileLayout
 from lpsn_tvm.targets.vta.network import DeviceStep, DeviceTensor, HostStep, VtaNetwork
 from lpsn_tvm.targets.vta.program import link
-from lpsn_tvm.targets.vta.simulator import SimulationResult, simulate
 
 Array = npt.NDArray[Any]
 

@@ -10,8 +10,7 @@ packed little-endian, lowest bits first. numpy only: the same code runs in a bui
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -272,28 +271,6 @@ class GatherLayout:
 
 
 Layout = TileLayout | GatherLayout
-
-
-def layout_to_json(layout: Layout) -> dict[str, Any]:
-    """Plain JSON values."""
-    record = asdict(layout)
-    if isinstance(layout, GatherLayout):
-        record["lanes"] = [
-            None if lane is None else [lane.channel, lane.dy, lane.dx, lane.part] for lane in layout.lanes
-        ]
-    return {"kind": "gather" if isinstance(layout, GatherLayout) else "tile", **record}
-
-
-def layout_from_json(record: Mapping[str, Any]) -> Layout:
-    """Inverse of `layout_to_json`."""
-    fields: dict[str, Any] = {
-        key: tuple(value) if key in ("shape", "strides") else value for key, value in record.items()
-    }
-    kind = fields.pop("kind")
-    if kind == "tile":
-        return TileLayout(**fields)
-    fields["lanes"] = tuple(None if lane is None else Lane(*lane) for lane in fields["lanes"])
-    return GatherLayout(**fields)
 
 
 def pack_weights(tiles: Array, bits: int) -> bytes:
