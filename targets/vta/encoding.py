@@ -278,6 +278,7 @@ def encode_uops(uops: NDArray[Any], config: VtaConfig) -> NDArray[np.uint32]:
     uops : int[n, 3]
         dst, src, wgt: tile indices. src is an input tile (GEMM) or an accumulator tile (ALU).
     config : VtaConfig
+        Its buffer depths are the field widths.
 
     Returns
     -------
