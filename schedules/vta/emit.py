@@ -1,0 +1,263 @@
+"""Instructions of one tile operator under one schedule.
+
+For each output tile: zero the accumulators, add the reduction in chunks (load what is not there, GEMM), then the other
+steps, then store. Which unit waits for which is the builder's business; what overlaps follows from the slots.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lpsn_tvm.schedules.vta.nest import MIN_DISTANCE, Body, GemmShape, expand, flat_bodies, gemm_bodies
+from lpsn_tvm.schedules.vta.ops import Gemm, Pool, Scalar, Step, Store, TileOp, Vector
+from lpsn_tvm.schedules.vta.placement import fits, is_shared, placement
+from lpsn_tvm.schedules.vta.reduction import Chunk, WeightContent, chunks
+from lpsn_tvm.schedules.vta.schedule import Schedule
+from lpsn_tvm.schedules.vta.slots import SlotPool, transfers
+from lpsn_tvm.schedules.vta.space import candidates, default_schedule
+from lpsn_tvm.schedules.vta.tiling import Tile, clip_taps, tiles
+from lpsn_tvm.schedules.vta.vector_ops import alu_nest, clear, pool
+
+if TYPE_CHECKING:
+    from lpsn_tvm.targets.vta.builder import ProgramBuilder
+
+__all__ = ["Schedule", "candidates", "default_schedule", "emit", "fits"]
+
+# The last tile is finished and stored in pieces of at least this many accumulators, so that little is left at the end.
+PIECE = 32
+
+
+def emit(builder: ProgramBuilder, op: TileOp, schedule: Schedule) -> None:
+    """Append the instructions of `op`.
+
+    Parameters
+    ----------
+    builder : ProgramBuilder
+        With the regions of the operator declared.
+    op : TileOp
+        The operator.
+    schedule : Schedule
+        How it is cut.
+
+    Raises
+    ------
+    CompileError
+        The operator does not fit into SRAM under this schedule.
+    """
+    _Emitter(builder, op, schedule).run()
+
+
+class _Emitter:
+    """The state of one emission: what lies where."""
+
+    def __init__(self, builder: ProgramBuilder, op: TileOp, schedule: Schedule) -> None:
+        self.builder, self.op = builder, op
+        self.place = place = placement(op, schedule, builder.config)
+        self.plan = [(tile, slot, _plan(op, tile, schedule)) for tile, slot in tiles(op, schedule)]
+        work = [chunk for _, _, plan in self.plan for step in plan for chunk in step]
+        own = [chunk.weights for chunk in work if not _shared(chunk.weights)]
+        shared = [chunk.weights for chunk in work if _shared(chunk.weights)]
+        self.inp = SlotPool(0, place.inp_slot, place.inp_slots, [chunk.inputs for chunk in work])
+        self.wgt = SlotPool(0, place.wgt_slot, place.wgt_slots, own)
+        base = builder.config.wgt_depth - place.shared_slots * place.shared_slot
+        self.shared = SlotPool(base, place.shared_slot, place.shared_slots, shared)
+        vectors = [
+            (step.region, step.base + tile.o.start, tile.o.count)
+            for tile, _, _ in self.plan
+            for step in op.steps
+            if isinstance(step, Vector)
+        ]
+        self.vectors = SlotPool(place.acc_slot * schedule.threads, place.vector_slot, place.vector_slots, vectors)
+
+    def run(self) -> None:
+        """All tiles."""
+        for index, (tile, slot, plan) in enumerate(self.plan):
+            _TileEmitter(self, tile, slot * self.place.acc_slot, plan).run(last=index == len(self.plan) - 1)
+
+
+def _shared(weights: WeightContent) -> bool:
+    return weights.output_stride == 0 and weights.input_stride == 0
+
+
+def _plan(op: TileOp, tile: Tile, schedule: Schedule) -> list[list[Chunk]]:
+    """The chunks of every GEMM step."""
+    level, plan = 0, []
+    for step in op.steps:
+        if isinstance(step, Pool):
+            level += 1
+        elif isinstance(step, Gemm):
+            plan.append(list(chunks(step, tile, level, schedule)))
+    return plan
+
+
+class _TileEmitter:
+    """One output tile."""
+
+    def __init__(self, parent: _Emitter, tile: Tile, slot: int, plan: list[list[Chunk]]) -> None:
+        self.parent, self.builder, self.place = parent, parent.builder, parent.place
+        self.tile, self.slot, self.plan = tile, slot, plan
+        self.level = 0
+        self.gemms = 0
+        total = tile.accumulators(0)
+        # A rectangle of one or two accumulators has to be summed in parts, else they would recur too early.
+        self.parts = 1 if total >= MIN_DISTANCE else -(-MIN_DISTANCE // total)
+
+    @property
+    def base(self) -> int:
+        """First accumulator of the current rectangle."""
+        return self.slot + self.place.levels[self.level]
+
+    def run(self, *, last: bool) -> None:
+        """All steps; those after the last GEMM or pooling piece by piece on the last tile."""
+        steps = self.parent.op.steps
+        clear(self.builder, self.base, self.tile.accumulators(0) * self.parts)
+        if not _covered(self.parent.op, self.tile):
+            self._immediate(Scalar("add", 0), (0, self.tile.accumulators(0)))
+        tail = 1 + max(i for i, step in enumerate(steps) if isinstance(step, Gemm | Pool))
+        for index, step in enumerate(steps[:tail]):
+            if index and isinstance(steps[index - 1], Gemm) and not isinstance(step, Gemm):
+                self._add_parts()
+            self._step(step)
+        if isinstance(steps[tail - 1], Gemm):
+            self._add_parts()
+        for piece in self._pieces() if last else [(0, self.tile.o.count, 0, self.tile.rows[self.level].count)]:
+            for step in steps[tail:]:
+                self._finish(step, piece)
+
+    def _step(self, step: Step) -> None:
+        if isinstance(step, Gemm):
+            self._gemm(step)
+        elif isinstance(step, Pool):
+            source = self.base
+            target = self.slot + self.place.levels[self.level + 1]
+            pool(self.builder, step, self.tile, self.level, source, target)
+            self.level += 1
+        else:
+            self._finish(step, (0, self.tile.o.count, 0, self.tile.rows[self.level].count))
+
+    # --- reduction ---
+    def _gemm(self, step: Gemm) -> None:
+        weights = self.parent.shared if is_shared(step) else self.parent.wgt
+        for chunk in self.plan[self.gemms]:
+            inp = self._load("inp", self.parent.inp, chunk)
+            wgt = self._load("wgt", weights, chunk)
+            offset = np.array([self.base + chunk.accumulator, inp, wgt])
+            bodies = gemm_bodies(chunk.shape)
+            if self.parts > 1:
+                bodies = _in_parts(chunk.shape, self.tile.accumulators(0), self.parts)
+            for _ in range(step.passes):
+                for body in bodies:
+                    self.builder.gemm(body.uops + offset, body.loops)
+        self.gemms += 1
+
+    def _load(self, memory: str, pool: SlotPool, chunk: Chunk) -> int:
+        """First tile of the chunk's inputs or weights, loaded where they are not there."""
+        if memory == "inp":
+            base, missing = pool.place(chunk.inputs)
+            if missing:
+                for move in chunk.inputs.transfers():
+                    self.builder.load(
+                        "inp", base + move.sram, chunk.inputs.plane.region, move.dram,
+                        rows=move.rows, columns=move.columns, stride=move.stride,
+                    )  # fmt: skip
+            return base
+        base, missing = pool.place(chunk.weights)
+        if missing:
+            for move in chunk.weights.transfers():
+                self.builder.load(
+                    "wgt", base + move.sram, chunk.weights.region, move.dram,
+                    rows=move.rows, columns=move.columns, stride=move.stride,
+                )  # fmt: skip
+        return base
+
+    def _add_parts(self) -> None:
+        """Partial sums into the first one; from then on there is only that."""
+        total = self.tile.accumulators(0)
+        for part in range(1, self.parts):
+            alu_nest(self.builder, "add", self.base, self.base + part * total, [(total, 1, 1)])
+        self.parts = 1
+
+    # --- the other steps, on pieces (first block, blocks, first row, rows) ---
+    def _pieces(self) -> list[tuple[int, int, int, int]]:
+        rows, columns = self.tile.rows[self.level].count, self.tile.columns[self.level].count
+        per_block = rows * columns * self.tile.n.count
+        if per_block < PIECE:
+            step = -(-PIECE // per_block)
+            starts = range(0, self.tile.o.count, step)
+            return [(o, min(step, self.tile.o.count - o), 0, rows) for o in starts]
+        return [(o, 1, 0, rows) for o in range(self.tile.o.count)]
+
+    def _finish(self, step: Step, piece: tuple[int, int, int, int]) -> None:
+        first, count, row, rows = piece
+        width, positions = self.tile.columns[self.level].count, self.tile.positions(self.level)
+        start = self.base + first * positions + row * width
+        batches = (self.tile.n.count, self.tile.o.count * positions)
+        if isinstance(step, Vector):
+            vector = self._vector(step) + first
+            axes = [(*batches, 0), (count, positions, 1), (rows * width, 1, 0)]
+            alu_nest(self.builder, step.kind, start, vector, axes)
+        elif isinstance(step, Scalar):
+            axes = [(n, dst, dst) for n, dst in (batches, (count, positions), (rows * width, 1))]
+            if step.kind == "double":
+                alu_nest(self.builder, "add", start, start, axes)
+            else:
+                alu_nest(self.builder, step.kind, start, start, axes, step.value)
+        elif isinstance(step, Store):
+            self._store(step, piece, start)
+
+    def _immediate(self, step: Scalar, span: tuple[int, int]) -> None:
+        start = self.base + span[0]
+        alu_nest(self.builder, "add", start, start, [(span[1], 1, 1)], step.value)
+
+    def _vector(self, step: Vector) -> int:
+        """First accumulator of the vector's tiles for this tile's blocks."""
+        key = (step.region, step.base + self.tile.o.start, self.tile.o.count)
+        base, missing = self.parent.vectors.place(key)
+        if missing:
+            self.builder.load("acc", base, step.region, key[1], columns=self.tile.o.count)
+        return base
+
+    def _store(self, step: Store, piece: tuple[int, int, int, int], start: int) -> None:
+        first, count, row, rows = piece
+        tile, plane = self.tile, step.plane
+        y, x = tile.rows[self.level], tile.columns[self.level]
+        for n in range(tile.n.count):
+            base = plane.base + (tile.n.start + n) * plane.batch_stride + (tile.o.start + first) * plane.block_stride
+            base += (y.start + row) * plane.row_stride + x.start
+            axes = [(count, plane.block_stride), (rows, plane.row_stride)]
+            sram = start + n * tile.o.count * tile.positions(self.level)
+            for move in transfers(base, axes, x.count):
+                self.builder.store(
+                    sram + move.sram, plane.region, move.dram, rows=move.rows, columns=move.columns, stride=move.stride
+                )
+
+
+@lru_cache(maxsize=512)
+def _in_parts(shape: GemmShape, total: int, parts: int) -> tuple[Body, ...]:
+    """The instructions of a chunk with every accumulator replaced by `parts` partial sums in turn."""
+    operations = np.concatenate([expand([body]) for body in gemm_bodies(shape)])
+    seen: dict[int, int] = {}
+    for row in operations:
+        accumulator = int(row[0])
+        turn = seen.get(accumulator, 0)
+        seen[accumulator] = turn + 1
+        row[0] += turn % parts * total
+    return tuple(flat_bodies(operations))
+
+
+def _covered(op: TileOp, tile: Tile) -> bool:
+    """Whether every accumulator gets a product or an ALU result before it is stored (a reset alone does not count)."""
+    reached = np.zeros((tile.rows[0].count, tile.columns[0].count), bool)
+    for step in op.steps:
+        if isinstance(step, Store):
+            break
+        if not isinstance(step, Gemm):
+            return True
+        for tap in clip_taps(step.taps, tile.rows[0], tile.columns[0]):
+            y = tap.dst_y.start + tap.dst_y.step * np.arange(tap.dst_y.count)
+            x = tap.dst_x.start + tap.dst_x.step * np.arange(tap.dst_x.count)
+            reached[np.ix_(y, x)] = True
+    return bool(reached.all())

@@ -1,0 +1,146 @@
+"""The reduction of one output tile in chunks: which input and weight tiles each chunk needs, and its loop nest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lpsn_tvm.schedules.vta.nest import Axis, GemmShape
+from lpsn_tvm.schedules.vta.ops import Gemm, Plane, Tap
+from lpsn_tvm.schedules.vta.schedule import Schedule
+from lpsn_tvm.schedules.vta.slots import Transfer, transfers
+from lpsn_tvm.schedules.vta.tiling import (
+    Range,
+    Tile,
+    Window,
+    block_runs,
+    clip_taps,
+    cut,
+    local_taps,
+    window,
+)
+
+
+@dataclass(frozen=True)
+class InputContent:
+    """A window of some blocks of a plane, in SRAM as [n][block][row][column]."""
+
+    plane: Plane
+    n: Range
+    blocks: Range
+    window: Window
+
+    @property
+    def tiles(self) -> int:
+        """Size in SRAM."""
+        return self.n.count * self.blocks.count * self.window.tiles
+
+    def transfers(self) -> Iterator[Transfer]:
+        """The transfers that bring it."""
+        plane, seen = self.plane, self.window
+        base = plane.base + self.n.start * plane.batch_stride + self.blocks.start * plane.block_stride
+        base += seen.row * plane.row_stride + seen.column
+        axes = [
+            (self.n.count, plane.batch_stride),
+            (self.blocks.count, plane.block_stride),
+            (seen.rows, seen.row_step * plane.row_stride),
+        ]
+        return transfers(base, axes, seen.columns)
+
+
+@dataclass(frozen=True)
+class WeightContent:
+    """Weight tiles in SRAM as [output][input][tap]; axes of stride 0 are shared and have one entry."""
+
+    region: str
+    base: int
+    outputs: int
+    output_stride: int
+    inputs: int
+    input_stride: int
+    taps: int
+
+    @property
+    def tiles(self) -> int:
+        """Size in SRAM."""
+        return self.outputs * self.inputs * self.taps
+
+    def transfers(self) -> Iterator[Transfer]:
+        """The transfers that bring it."""
+        return transfers(self.base, [(self.outputs, self.output_stride), (self.inputs, self.input_stride)], self.taps)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of reduction of a tile: contents, accumulator offset inside the tile's rectangle, loop nest."""
+
+    inputs: InputContent
+    weights: WeightContent
+    accumulator: int
+    shape: GemmShape
+
+
+def tap_range(taps: tuple[Tap, ...]) -> Range:
+    """Tile offsets of the taps inside the weights of one pair of blocks."""
+    return Range(min(tap.weight for tap in taps), max(tap.weight for tap in taps) + 1)
+
+
+def chunk_blocks(step: Gemm, schedule: Schedule) -> tuple[int, int]:
+    """(output blocks, input blocks) of a chunk: where outputs read different inputs, few outputs, too."""
+    inputs = min(schedule.tile_ci, step.fan_in)
+    dense = len(set(step.first_input)) == 1
+    return schedule.tile_co if dense else max(1, schedule.tile_ci // inputs), inputs
+
+
+def chunks(step: Gemm, tile: Tile, level: int, schedule: Schedule) -> Iterator[Chunk]:
+    """The chunks that add `step` to a tile, in order."""
+    clipped = clip_taps(step.taps, tile.rows[level], tile.columns[level])
+    if not clipped:
+        return
+    seen = window(clipped)
+    moved = local_taps(clipped, seen)
+    outputs, inputs = chunk_blocks(step, schedule)
+    for run, advance in block_runs(step, tile.o):
+        for piece in cut(run.count, outputs):
+            o = Range(run.start + piece.start, run.start + piece.stop)
+            for k in cut(step.fan_in, inputs):
+                yield _chunk(step, tile, level, o, k, advance, seen, moved, schedule.inner)
+
+
+def _chunk(
+    step: Gemm,
+    tile: Tile,
+    level: int,
+    o: Range,
+    k: Range,
+    advance: int,
+    seen: Window,
+    taps: tuple[Tap, ...],
+    inner: str,
+) -> Chunk:
+    positions = tile.positions(level)
+    reach = tap_range(step.taps)
+    first = step.first_input[o.start]
+    blocks = Range(first + k.start, first + (o.count - 1) * advance + k.stop)
+    base = step.weight_base + o.start * step.output_stride + k.start * step.input_stride + reach.start
+    weights = WeightContent(
+        step.weights,
+        base,
+        o.count if step.output_stride else 1,
+        step.output_stride,
+        k.count if step.input_stride else 1,
+        step.input_stride,
+        reach.count,
+    )
+    to_input = reach.count if step.input_stride else 0
+    to_output = weights.inputs * reach.count if step.output_stride else 0
+    shape = GemmShape(
+        taps=tuple(Tap(t.dst_y, t.dst_x, t.src_y, t.src_x, t.weight - reach.start) for t in taps),
+        row_dst=tile.columns[level].count,
+        row_src=seen.columns,
+        batches=Axis("n", tile.n.count, tile.o.count * positions, blocks.count * seen.tiles, 0),
+        outputs=Axis("co", o.count, positions, advance * seen.tiles, to_output),
+        inputs=Axis("ci", k.count, 0, seen.tiles, to_input),
+        inner=inner,
+    )
+    return Chunk(InputContent(step.source, tile.n, blocks, seen), weights, (o.start - tile.o.start) * positions, shape)
