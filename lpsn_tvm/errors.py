@@ -47,6 +47,10 @@ class TargetError(LpsnError):
     """The target is unknown or cannot run what was asked."""
 
 
+class VtaProgramError(LpsnError):
+    """An accelerator program breaks a rule of the hardware; names the instruction, its disassembly and the rule."""
+
+
 class CompileError(LpsnError):
     """Lowering or compiling failed; names the pass or operator and keeps the cause."""
 

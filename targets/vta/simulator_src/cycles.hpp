@@ -1,0 +1,50 @@
+// The cycle model: constants as data, results as counters.
+#pragma once
+
+#include "program.hpp"
+
+namespace vta {
+
+// Mirrors CycleModel in cycle_model.py, field by field.
+struct CycleModel {
+  int64_t word_bytes;        // one bus word
+  int64_t word_cycles;       // cycles per bus word
+  int64_t read_latency;      // from an accepted burst to its first word
+  int64_t burst_bytes;       // longest burst, which never crosses a multiple of it
+  int64_t outstanding;       // read bursts in flight
+  int64_t fetch_chunk;       // instructions fetched at once
+  int64_t command_queue;     // instructions waiting per unit
+  int64_t load_start, load_end;  // cycles around a load
+  int64_t padding_start;     // before a run of padding tiles
+  int64_t compute_overhead;  // of a GEMM or ALU instruction, besides its micro-operations
+  int64_t alu_immediate, alu_tensor;  // cycles per micro-operation
+  int64_t nop;
+  int64_t store_start, store_command, store_response, store_tile;  // per instruction, burst, burst, tile
+  int64_t token_latency;     // from a push to the pop that sees it
+  int64_t sync;              // cycle in which an instruction pops its tokens
+  int64_t idle;              // between two instructions of a unit
+};
+
+// Indices of the counters; simulator.py names them in the same order.
+enum Counter {
+  CYCLES,
+  LOADS, STORES, GEMMS, ALUS, NOPS, FINISHES,
+  GEMM_UOPS, RESET_UOPS, ALU_UOPS,
+  READ_INSN, READ_UOP, READ_WGT, READ_INP, READ_ACC, WRITTEN_OUT,
+  BUSY_LOAD, BUSY_COMPUTE, BUSY_STORE,  // executing, not waiting
+  WAIT_L2C, WAIT_C2L, WAIT_C2S, WAIT_S2C,  // stalls: for a token of this queue
+  WAIT_FETCH_LOAD, WAIT_FETCH_COMPUTE, WAIT_FETCH_STORE,  // stalls: for an instruction
+  WAIT_MEMORY_LOAD, WAIT_MEMORY_COMPUTE,  // stalls: read port taken by others, of the busy cycles
+  FETCH_BLOCKED,  // fetch waits for room in a command queue
+  COUNTERS
+};
+
+// Counts instructions, micro-operations and bytes.
+void count(const Program& program, int64_t* counters);
+
+// Simulates the units; fills counters and, unless null, start and end of every instruction.
+// Returns the instructions in the order in which they start. Throws a Violation on a deadlock.
+std::vector<int64_t> cycles(const Program& program, const CycleModel& model, int64_t instruction_addr,
+                            int64_t* counters, int64_t* timeline);
+
+}  // namespace vta
