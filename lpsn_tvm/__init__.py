@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "build": "lpsn_tvm.driver",
     "compare_rankings": "lpsn_tvm.analysis",
-    "load": "lpsn_tvm.artifact",
+    "load": "lpsn_tvm.loading",
     "Artifact": "lpsn_tvm.artifact",
     "CalibrationSet": "lpsn_tvm.calibration",
     "Recipe": "lpsn_tvm.recipe",
@@ -41,7 +41,7 @@ _LAZY = {
 
 if TYPE_CHECKING:
     from lpsn_tvm.analysis import compare_rankings
-    from lpsn_tvm.artifact import Artifact, load
+    from lpsn_tvm.artifact import Artifact
     from lpsn_tvm.calibration import CalibrationSet
     from lpsn_tvm.driver import build
     from lpsn_tvm.errors import (
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         TargetError,
         UnsupportedOpError,
     )
+    from lpsn_tvm.loading import load
     from lpsn_tvm.recipe import Recipe
     from lpsn_tvm.report import Report
     from lpsn_tvm.targets.backend import Backend

@@ -167,8 +167,8 @@ def run(
     import numpy as np
 
     try:
-        from lpsn_tvm.artifact import load, write_atomically
-        from lpsn_tvm.runtime import set_num_threads
+        from lpsn_tvm.container import write_atomically
+        from lpsn_tvm.loading import load
 
         artifact = load(module)
         try:
@@ -176,9 +176,7 @@ def run(
         except (OSError, ValueError, EOFError) as error:
             raise LpsnError(f"cannot be read as .npy or .npz: {error}", where=str(inputs)) from error
         feeds = data if isinstance(data, np.ndarray) else {name: data[name] for name in data.files}
-        artifact.executable  # noqa: B018  (load before threads are set)
-        if threads:
-            set_num_threads(threads)
+        artifact.prepare(threads)
         result = artifact(feeds)
         outputs = result if isinstance(result, dict) else {artifact.outputs[0].name: result}
         if output is not None:
@@ -210,18 +208,12 @@ def run(
 def inspect(module: Annotated[Path, typer.Argument(help="Module file.")], as_json: JsonFlag = False) -> None:
     """Show what a saved module is: layers, channels, bits, sizes, measured times."""
     try:
-        from lpsn_tvm.artifact import load
+        from lpsn_tvm.loading import load
 
         artifact = load(module)
     except LpsnError as error:
         _fail(error, as_json)
-    extra = {
-        "inputs": {i.name: list(i.shape) for i in artifact.inputs},
-        "outputs": {o.name: list(o.shape) for o in artifact.outputs},
-        "cpu_features": list(artifact.cpu_features),
-        "recipe": artifact.recipe.to_json(),
-        "bytes": module.stat().st_size,
-    }
+    extra = artifact.details() | {"bytes": module.stat().st_size}
     _show(artifact.report, as_json, extra)
 
 

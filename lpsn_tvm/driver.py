@@ -39,9 +39,10 @@ def build(
     model : path, bytes or onnx.ModelProto
         External data is read from beside the file.
     target : str or Backend
-        "llvm" (this machine's CPU), a TVM target string such as "llvm -mcpu=cascadelake", or a Backend.
+        "llvm" (this machine's CPU), a TVM target string such as "llvm -mcpu=cascadelake", "vta" (the accelerator, run
+        through its simulator), "vta -preset=pynq-0.0.2", "vta -config=vta_config.json", or a Backend.
     bits : int, (weight bits, activation bits) or None
-        2..8; None compiles the (pruned) network in float.
+        2..8; None compiles the (pruned) network in float (llvm only). vta: 8, 4 or (4, 8) choose the geometry.
     calibration : optional
         Unlabelled samples: ndarray, dict of arrays, list, iterator, generator function, torch DataLoader, .npy / .npz
         file, or a folder of images. Without it only provably dead channels are removed and ranges come from seeded
@@ -74,13 +75,13 @@ def build(
     from lpsn_tvm.export import to_onnx
     from lpsn_tvm.frontend import import_model, load_model
     from lpsn_tvm.passes.pipeline import Network, stages
-    from lpsn_tvm.reporting import input_infos, make_report, measure, model_name, output_infos
-    from lpsn_tvm.targets import get_backend
+    from lpsn_tvm.reporting import input_infos, make_report, model_name, output_infos
+    from lpsn_tvm.targets import Parts, get_backend
 
     with progress_bar(progress) as show:
         watch = Stopwatch(show)
         with watch.stage("import"):
-            backend = get_backend(target)
+            backend = get_backend(target).for_bits(recipe.bits)
             imported = import_model(load_model(model, batch=recipe.batch, input_shapes=dict(recipe.input_shapes)))
         with watch.stage("read calibration data"):
             if calibration is None:
@@ -100,20 +101,16 @@ def build(
         for stage in stages(recipe, is_synthetic=data.synthetic):
             with watch.stage(stage.name):
                 stage.run(net)
-        with watch.stage("compile"):
-            compiled = backend.compile(backend.lower(net.mod))
-        artifact = Artifact(
-            library=compiled.library,
-            params=compiled.params,
+        parts = Parts(
             inputs=input_infos(imported),
             outputs=output_infos(imported),
             recipe=recipe,
             report=make_report(model_name(model), backend, net, watch.seconds),
-            target=backend.tvm_target,
-            cpu_features=compiled.cpu_features,
             sources=Sources(net.pruned, net.plan, to_onnx),
         )
+        with watch.stage("compile"):
+            artifact = backend.build(net.mod, parts, show)
         if recipe.measure:
             with watch.stage("measure"):
-                measure(artifact, net.dense, backend)
+                backend.measure(artifact, net.dense)
     return artifact

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tvm import relax
 
 from lpsn_tvm import graph
-from lpsn_tvm.artifact import write_atomically
+from lpsn_tvm.container import write_atomically
 from lpsn_tvm.errors import LpsnError, QuantizeError, UnsupportedOpError
 from lpsn_tvm.export_ops import EXPORTERS
 from lpsn_tvm.export_writer import GraphWriter

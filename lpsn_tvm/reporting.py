@@ -1,16 +1,14 @@
-"""Filling the report of a build: layers before and after, totals, and latencies measured on this machine."""
+"""Filling the report of a build: layers before and after, totals, notes."""
 
 from __future__ import annotations
 
 import os
-import statistics
 from pathlib import Path
 from typing import Any
 
-from lpsn_tvm.artifact import Artifact, TensorInfo
+from lpsn_tvm.artifact import TensorInfo
 from lpsn_tvm.frontend.importer import ImportedModel
 from lpsn_tvm.graph import Layer, find_layers
-from lpsn_tvm.passes.fuse_float import fuse_float
 from lpsn_tvm.passes.pipeline import Network
 from lpsn_tvm.report import LayerRecord, Report
 from lpsn_tvm.statistics import activation_elements, count_macs, count_parameters, peak_activation_elements
@@ -96,28 +94,6 @@ def _totals(net: Network) -> dict[str, tuple[float, float]]:
         "weight_bytes": (4 * count_parameters(dense), packed),
         "activation_elements": (activation_elements(dense), activation_elements(pruned)),
         "peak_activation_bytes": (4 * peak_activation_elements(dense), width * peak_activation_elements(pruned)),
-    }
-
-
-def measure(artifact: Artifact, dense: Any, backend: Backend, *, rounds: int = 5) -> None:
-    """Compile the dense network in float and time both in turn; medians of rounds go into
-    `artifact.report.milliseconds`.
-    """
-    compiled = backend.compile(backend.lower(fuse_float(dense)))
-    reference = Artifact(
-        library=compiled.library,
-        params=compiled.params,
-        inputs=artifact.inputs,
-        outputs=artifact.outputs,
-        recipe=artifact.recipe,
-        report=Report(),
-        target=artifact.target,
-        cpu_features=compiled.cpu_features,
-    )
-    pairs = [(reference.benchmark(repeats=7, warmup=2), artifact.benchmark(repeats=7, warmup=2)) for _ in range(rounds)]
-    artifact.report.milliseconds = {
-        "float": statistics.median(pair[0] for pair in pairs),
-        "module": statistics.median(pair[1] for pair in pairs),
     }
 
 

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lpsn_tvm.artifact import Artifact, Sources, TensorInfo
 from lpsn_tvm.errors import TargetError
+from lpsn_tvm.progress import ProgressCallback, silent
 from lpsn_tvm.quant import QuantScheme
+from lpsn_tvm.recipe import Recipe
+from lpsn_tvm.report import Report
 from lpsn_tvm.schedules.kernel import Builder
+
+Bits = tuple[int, int] | None
+KINDS = {
+    "llvm": ("lpsn_tvm.targets.llvm", "llvm_backend"),
+    "vta": ("lpsn_tvm.targets.vta.backend", "vta_backend"),
+}
+"""Target kind -> module and function that makes the backend from the parsed target."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +39,30 @@ class Compiled:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What an artifact of any kind consists of beside the compiled network."""
+
+    inputs: Sequence[TensorInfo]
+    outputs: Sequence[TensorInfo]
+    recipe: Recipe
+    report: Report
+    sources: Sources | None = None
+
+
+def _same_for_all_bits(backend: Backend, bits: Bits) -> Backend:
+    return backend
+
+
+@dataclass(frozen=True)
 class Backend:
     """A target.
 
     Parameters
     ----------
     name : str
-        "llvm", ...
+        "llvm", "vta", ...
     tvm_target : str
-        TVM target as JSON.
+        Target as text: JSON of the TVM target (llvm), or a target string that `get_backend` reads.
     scheme : QuantScheme
         The integer arithmetic that the hardware wants.
     channel_tile : int
@@ -43,7 +70,15 @@ class Backend:
     rules : mapping of str to tuple of builders
         Operator ("lpsn.conv2d") -> kernel builders, asked in order; one that returns None passes.
     geometry : object
-        What schedules need to know about the hardware (llvm: `Isa`).
+        What schedules need to know about the hardware (llvm: `Isa`, vta: `VtaGeometry`).
+    lowering : (backend, module) -> lowered network
+    compiler : (backend, lowered network) -> compiled network
+    maker : (backend, module, parts, progress) -> Artifact
+        Lowers and compiles, and wraps the result.
+    measurer : (backend, artifact, dense float module) -> None
+        Fills what the report says about speed.
+    specializer : (backend, bits) -> Backend
+        The backend for a bit width, where geometry or scheme depend on it.
     """
 
     name: str
@@ -53,18 +88,30 @@ class Backend:
     rules: Mapping[str, tuple[Builder, ...]] = field(repr=False)
     geometry: Any
     lowering: Callable[[Backend, Any], Any] = field(repr=False)
-    compiler: Callable[[Backend, Any], Compiled] = field(repr=False)
+    compiler: Callable[[Backend, Any], Any] = field(repr=False)
+    maker: Callable[[Backend, Any, Parts, ProgressCallback], Artifact] = field(repr=False)
+    measurer: Callable[[Backend, Any, Any], None] = field(repr=False)
+    specializer: Callable[[Backend, Bits], Backend] = field(default=_same_for_all_bits, repr=False)
 
     @property
     def target(self) -> Any:
-        """The `tvm.target.Target`."""
+        """The `tvm.target.Target` (of backends that compile with TVM)."""
         import tvm
 
         return tvm.target.Target(json.loads(self.tvm_target))
 
+    def for_bits(self, bits: Bits) -> Backend:
+        """The backend for (weight bits, activation bits), or None for float.
+
+        Raises
+        ------
+        TargetError
+            The hardware has no geometry for them; says what is allowed.
+        """
+        return self.specializer(self, bits)
+
     def lower(self, mod: Any) -> Any:
-        """Every lpsn operator becomes a call of a scheduled kernel in the layout that the backend wants; inputs and
-        outputs stay as they are.
+        """Every lpsn operator becomes what the backend schedules; inputs and outputs stay as they are.
 
         Raises
         ------
@@ -73,17 +120,32 @@ class Backend:
         """
         return self.lowering(self, mod)
 
-    def compile(self, mod: Any) -> Compiled:
+    def compile(self, mod: Any) -> Any:
         """Compile a lowered module (a module with lpsn operators is lowered first); how many threads run it is the
         runtime's business.
         """
         return self.compiler(self, mod)
 
+    def build(self, mod: Any, parts: Parts, progress: ProgressCallback = silent) -> Artifact:
+        """Lower and compile a quantized (or, where the backend can, float) network.
+
+        Raises
+        ------
+        CompileError
+            Names the operator that cannot be compiled.
+        """
+        return self.maker(self, mod, parts, progress)
+
+    def measure(self, artifact: Any, dense: Any) -> None:
+        """Fill in how fast the artifact is, compared with the dense float network where the backend can run that."""
+        self.measurer(self, artifact, dense)
+
 
 def get_backend(target: Any) -> Backend:
     """The backend of a name, a target string, a dictionary or a `tvm.target.Target`; a `Backend` is returned as it is.
 
-    "llvm" means this machine's CPU; "llvm -mcpu=cascadelake -mattr=-avx512vbmi" another one.
+    "llvm" means this machine's CPU; "llvm -mcpu=cascadelake -mattr=-avx512vbmi" another one. "vta" is the accelerator
+    whose geometry follows the bits; "vta -preset=pynq-0.0.2", "vta -config=vta_config.json", "vta -model=rtl".
 
     Raises
     ------
@@ -94,11 +156,11 @@ def get_backend(target: Any) -> Backend:
         return target
     config = parse_target(target)
     kind = str(config.get("kind", ""))
-    if kind != "llvm":
-        raise TargetError(f"unknown target kind {kind!r}; known: llvm", where=str(target))
-    from lpsn_tvm.targets.llvm import llvm_backend
-
-    return llvm_backend(config)
+    if kind not in KINDS:
+        raise TargetError(f"unknown target kind {kind!r}; known: {', '.join(KINDS)}", where=str(target))
+    module, function = KINDS[kind]
+    backend: Backend = getattr(importlib.import_module(module), function)(config)
+    return backend
 
 
 def parse_target(target: Any) -> dict[str, Any]:

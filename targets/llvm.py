@@ -71,6 +71,7 @@ def llvm_backend(config: Mapping[str, Any]) -> Backend:
     from tvm.target import codegen
 
     from lpsn_tvm.targets.compile import compile_llvm
+    from lpsn_tvm.targets.llvm_artifact import make_artifact, measure
     from lpsn_tvm.targets.llvm_lowering import lower
     from lpsn_tvm.targets.llvm_rules import RULES
 
@@ -106,6 +107,8 @@ def llvm_backend(config: Mapping[str, Any]) -> Backend:
         geometry=isa_of(target),
         lowering=lower,
         compiler=compile_llvm,
+        maker=make_artifact,
+        measurer=measure,
     )
 
 

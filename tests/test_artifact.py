@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lpsn_tvm.artifact import Artifact, TensorInfo, load
+from lpsn_tvm.artifact import Artifact, TensorInfo
 from lpsn_tvm.errors import ArtifactError, LpsnError
+from lpsn_tvm.library_artifact import LibraryArtifact
+from lpsn_tvm.loading import load
 from lpsn_tvm.recipe import Recipe
 from lpsn_tvm.report import LayerRecord, Report
 
@@ -41,7 +43,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         "weight_bytes": (288.0, 20.0),
         "activation_elements": (16.0, 8.0),
     }
-    return Artifact(
+    return LibraryArtifact(
         library=path.read_bytes(),
         params=[np.arange(-8, 0, dtype=np.int8)],
         inputs=[TensorInfo("x", (2, 8))],
