@@ -169,7 +169,7 @@ def _range(kind: type[Any], field: Field) -> tuple[int, int]:
 def _code(kind: type[Any], index: int, name: str, value: Any) -> int:
     """Number of a memory or an ALU operation."""
     codes = _CODES[name]
-    if value not in codes:
+    if not isinstance(value, str) or value not in codes:
         raise CompileError(
             f"{kind.__name__}: {name} is {value!r}, allowed: {', '.join(codes)}", where=f"instruction {index}"
         )
