@@ -26,6 +26,7 @@ from lpsn_tvm.schedules.vta.ops import Gemm, Pool, Scalar, Span, Store, TileOp, 
 if TYPE_CHECKING:
     from lpsn_tvm.schedules.vta.schedule import Schedule
     from lpsn_tvm.targets.vta.config import VtaConfig
+    from lpsn_tvm.targets.vta.cycle_model import CycleModel
 
 Counts = npt.NDArray[np.int64]
 Tile = tuple[int, int]
@@ -55,6 +56,18 @@ class Rates:
     overhead: int
     burst: int
     latency: int
+
+
+def rates_of(model: CycleModel, config: VtaConfig) -> Rates:
+    """The rates of a cycle model on a configuration's bus."""
+    return Rates(
+        bus_bytes=(1 << config.log_bus_width) / 8 / model.word_cycles,
+        alu_immediate=model.alu_immediate,
+        alu_tensor=model.alu_tensor,
+        overhead=model.compute_overhead,
+        burst=model.store_command + model.store_response,
+        latency=model.read_latency,
+    )
 
 
 @dataclass(frozen=True)
