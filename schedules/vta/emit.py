@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lpsn_tvm.schedules.vta.nest import MIN_DISTANCE, Body, GemmShape, expand, flat_bodies, gemm_bodies
+from lpsn_tvm.schedules.vta.nest_columns import column_bodies
 from lpsn_tvm.schedules.vta.ops import Gemm, Pool, Scalar, Step, Store, TileOp, Vector
 from lpsn_tvm.schedules.vta.placement import fits, is_shared, placement
 from lpsn_tvm.schedules.vta.reduction import Chunk, WeightContent, chunks
@@ -145,9 +146,10 @@ class _TileEmitter:
             inp = self._load("inp", self.parent.inp, chunk)
             wgt = self._load("wgt", weights, chunk)
             offset = np.array([self.base + chunk.accumulator, inp, wgt])
-            bodies = gemm_bodies(chunk.shape)
             if self.parts > 1:
                 bodies = _in_parts(chunk.shape, self.tile.accumulators(0), self.parts)
+            else:
+                bodies = (column_bodies(chunk.shape) if chunk.shape.inner == "x" else ()) or gemm_bodies(chunk.shape)
             for _ in range(step.passes):
                 for body in bodies:
                     self.builder.gemm(body.uops + offset, body.loops)

@@ -64,8 +64,8 @@ class GemmShape:
     row_dst, row_src : int
         Tiles per row of the accumulator rectangle and of the input window.
     batches, outputs, inputs : Axis
-    inner : {"ci", "co"}
-        The preferred block axis of the loops.
+    inner : {"ci", "co", "x"}
+        The preferred loop beside the rows.
     """
 
     taps: tuple[Tap, ...]
@@ -152,7 +152,7 @@ def _line(shape: GemmShape, tap: Tap, row: int) -> Uops:
     return np.stack([dst, src, np.full_like(i, tap.weight)], axis=1)
 
 
-_PRIORITY = {"ci": ("ci", "rows", "co", "n"), "co": ("co", "rows", "ci", "n")}
+_PRIORITY = {"ci": ("ci", "rows", "co", "n"), "co": ("co", "rows", "ci", "n"), "x": ("co", "rows", "ci", "n")}
 
 
 def _nest(lines: list[Uops], axes: list[Axis], inner: str) -> list[Body]:

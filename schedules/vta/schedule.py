@@ -25,8 +25,9 @@ class Schedule:
         Consecutive tiles, which alternate between the accumulator slots, are neighbours along this axis.
     order : {"oc", "spatial"}
         The outer loop over tiles.
-    inner : {"ci", "co"}
-        The block axis that is a loop of the instruction (beside the rows); the other one is unrolled.
+    inner : {"ci", "co", "x"}
+        What is a loop of the instruction beside the rows: input blocks, output blocks or columns (`nest_columns`, which
+        needs three output blocks; else as "co"). The other axes are written out.
     inp_slots, wgt_slots : int
         Upper limits for the slots of INP and WGT; 0 means as many as fit. Every slot holds one chunk. A slot costs
         micro-operation lists, as base addresses exist only there.
@@ -40,7 +41,7 @@ class Schedule:
     threads: int = 2
     thread_axis: Literal["oc", "h"] = "h"
     order: Literal["oc", "spatial"] = "oc"
-    inner: Literal["ci", "co"] = "co"
+    inner: Literal["ci", "co", "x"] = "co"
     inp_slots: int = 0
     wgt_slots: int = 0
 
@@ -49,8 +50,12 @@ class Schedule:
             raise CompileError(f"schedule: tile sizes must be at least 1, got {self}")
         if self.threads not in (1, 2) or min(self.inp_slots, self.wgt_slots) < 0:
             raise CompileError(f"schedule: threads must be 1 or 2 and slots 0 (all) or more, got {self}")
-        if self.thread_axis not in ("oc", "h") or self.order not in ("oc", "spatial") or self.inner not in ("ci", "co"):
-            raise CompileError(f'schedule: axes are "oc" | "h", "oc" | "spatial" and "ci" | "co", got {self}')
+        if (
+            self.thread_axis not in ("oc", "h")
+            or self.order not in ("oc", "spatial")
+            or self.inner not in ("ci", "co", "x")
+        ):
+            raise CompileError(f'schedule: axes are "oc" | "h", "oc" | "spatial" and "ci" | "co" | "x", got {self}')
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of integers and strings."""

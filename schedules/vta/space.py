@@ -42,7 +42,7 @@ def _shapes(op: TileOp) -> Iterator[tuple[int, int, int, int]]:
 
 def candidates(op: TileOp, config: VtaConfig) -> Iterator[Schedule]:
     """All schedules worth trying; every one fits."""
-    inners: tuple[Literal["ci", "co"], ...] = ("co", "ci")
+    inners: tuple[Literal["ci", "co", "x"], ...] = ("x", "co", "ci")
     orders: tuple[Literal["oc", "spatial"], ...] = ("oc", "spatial")
     for tile_co, tile_h, tile_w, tile_ci in _shapes(op):
         for threads in (2, 1):
