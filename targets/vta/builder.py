@@ -244,13 +244,10 @@ class ProgramBuilder:
         """The tiles that the loops touch: accumulators, inputs, weights."""
         key = (uops.tobytes(), outer, inner)
         if key not in self._footprints:
-            steps = (
-                np.arange(outer[0])[:, None, None, None] * np.array(outer[1:])
-                + np.arange(inner[0])[None, :, None, None] * np.array(inner[1:])
-                + uops[None, None]
-            ).reshape(-1, 3)
-            _check_distance(steps[:, 0])
-            self._footprints[key] = tuple(np.unique(steps[:, column]) for column in range(3))
+            steps = _steps(outer[0], outer[1:])[:, None] + _steps(inner[0], inner[1:])[None]
+            _check_distance((steps[..., :1] + uops[:, 0]).reshape(-1))
+            steps = steps.reshape(-1, 3)
+            self._footprints[key] = tuple(_distinct_sums(steps[:, i], uops[:, i]) for i in range(3))
         return self._footprints[key]
 
     def _dram_range(
@@ -292,6 +289,24 @@ def _two(loops: Loops, width: int) -> tuple[Loop, Loop]:
     once = (1,) + (0,) * (width - 1)
     padded = [once] * (2 - len(loops)) + [tuple(int(v) for v in loop) for loop in loops]
     return padded[0], padded[1]
+
+
+def _steps(count: int, advance: Loop) -> Index:
+    return np.arange(count)[:, None] * np.array(advance, np.int64)
+
+
+def _distinct_sums(left: Index, right: Index) -> Index:
+    """The distinct values of `left[i] + right[j]`, ascending. A table of flags is much faster than sorting."""
+    sums = _distinct(left)[:, None] + _distinct(right)[None]
+    return _distinct(sums.reshape(-1))
+
+
+def _distinct(values: Index) -> Index:
+    low = int(values.min())
+    flags = np.zeros(int(values.max()) - low + 1, np.bool_)
+    flags[values - low] = True
+    found: Index = np.flatnonzero(flags) + low
+    return found
 
 
 def _check_distance(accumulators: Index) -> None:
