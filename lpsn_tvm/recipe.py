@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -65,7 +66,11 @@ class Recipe:
     memory_budget : int
         Bytes that calibration may hold in cached activations.
     measure : bool
-        Also compile the float network and measure both for the report.
+        Measure for the report: llvm compiles the float network, too, and times both; vta simulates the programs.
+    search : bool or float
+        vta: search schedules (True), at most this many seconds per layer, or take the default ones (False).
+    cache : bool or str
+        vta: keep found schedules in the user's cache directory (True), in this directory, or not at all (False).
     """
 
     target: str = "llvm"
@@ -86,6 +91,8 @@ class Recipe:
     num_threads: int | None = None
     memory_budget: int = 3 * GIB // 8
     measure: bool = True
+    search: bool | float = True
+    cache: bool | str = True
 
     @classmethod
     def from_options(cls, **options: Any) -> Recipe:
@@ -114,6 +121,10 @@ class Recipe:
         ):
             if name in options:
                 options[name] = _parse_int(name, options[name], low, optional)
+        if "search" in options:
+            options["search"] = _parse_search(options["search"])
+        if "cache" in options:
+            options["cache"] = _parse_cache(options["cache"])
         for name in ("keep_scales", "measure"):
             if not isinstance(options.get(name, True), bool):
                 raise RecipeError(f"must be True or False, got {options[name]!r}", where=name)
@@ -153,6 +164,22 @@ def _parse_int(name: str, value: Any, low: int, optional: bool) -> int | None:
     if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < low:
         raise RecipeError(f"must be an integer of at least {low}, got {value!r}", where=name)
     return int(value)
+
+
+def _parse_search(value: Any) -> bool | float:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise RecipeError(f"must be True, False or seconds per layer, got {value!r}", where="search")
+    return float(value)
+
+
+def _parse_cache(value: Any) -> bool | str:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, (str, os.PathLike)):
+        raise RecipeError(f"must be True, False or a directory, got {value!r}", where="cache")
+    return os.fspath(value)
 
 
 def _parse_bits(value: Any) -> tuple[int, int] | None:

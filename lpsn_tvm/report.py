@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lpsn_tvm.accelerator_report import AcceleratorReport
+
 
 @dataclass(frozen=True)
 class LayerRecord:
@@ -55,6 +57,8 @@ class Report:
     seconds : mapping of stage -> seconds
     calibration : mapping
         samples, digest, synthetic.
+    accelerator : AcceleratorReport or None
+        Simulated cycles, where the target is an accelerator.
     """
 
     model: str = ""
@@ -68,6 +72,7 @@ class Report:
     milliseconds: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    accelerator: AcceleratorReport | None = None
 
     @property
     def memory_metric_mbit(self) -> tuple[float, float]:
@@ -90,6 +95,8 @@ class Report:
         known["layers"] = [LayerRecord.from_json(layer) for layer in known.get("layers", [])]
         known["totals"] = {key: tuple(value) for key, value in known.get("totals", {}).items()}
         known["bits"] = tuple(known["bits"]) if known.get("bits") else None
+        if known.get("accelerator"):
+            known["accelerator"] = AcceleratorReport.from_json(known["accelerator"])
         return cls(**known)
 
     def __str__(self) -> str:
@@ -104,6 +111,8 @@ class Report:
         """Print to a rich console."""
         console.print(self._layer_table())
         console.print(self._total_table())
+        if self.accelerator is not None:
+            self.accelerator.print(console)
         for title, reasons in (("Stays float", self.float_nodes), ("Channels left whole", self.whole_groups)):
             if reasons:
                 console.print(f"{title}:", markup=False)

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lpsn_tvm.targets.vta.simulator import SimulationResult, simulate
 
 from lpsn_tvm import float_ops, quant
 from lpsn_tvm.errors import CompileError
 from lpsn_tvm.targets.vta.layout import TileLayout
-from lpsn_tvm.targets.vta.network import DeviceStep, DeviceTensor, HostStep, VtaNetwork
+from lpsn_tvm.targets.vta.network import DeviceTensor, HostStep, VtaNetwork
 from lpsn_tvm.targets.vta.program import link
+from lpsn_tvm.targets.vta.simulator import SimulationResult, simulate
 
 Array = npt.NDArray[Any]
 
@@ -114,8 +114,3 @@ class HostMemory:
         if tensor.name in self._bytes:
             return self._bytes[tensor.name]
         return tensor.layout.pack(self.value(tensor.value))
-
-
-def linked_inputs(step: DeviceStep) -> dict[str, bytes]:
-    """Zeros for every input of a program: enough to count its cycles, which do not depend on data."""
-    return {tensor.region: bytes(tensor.layout.size) for tensor in step.inputs}
