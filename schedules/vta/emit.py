@@ -7,7 +7,7 @@ steps, then store. Which unit waits for which is the builder's business; what ov
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -15,9 +15,9 @@ from lpsn_tvm.schedules.vta.nest import MIN_DISTANCE, Body, GemmShape, expand, f
 from lpsn_tvm.schedules.vta.nest_columns import column_bodies
 from lpsn_tvm.schedules.vta.ops import Gemm, Pool, Scalar, Step, Store, TileOp, Vector
 from lpsn_tvm.schedules.vta.placement import fits, is_shared, placement
-from lpsn_tvm.schedules.vta.reduction import Chunk, WeightContent, chunks
+from lpsn_tvm.schedules.vta.reduction import Chunk, Piece, WeightContent, chunks, split
 from lpsn_tvm.schedules.vta.schedule import Schedule
-from lpsn_tvm.schedules.vta.slots import SlotPool, transfers
+from lpsn_tvm.schedules.vta.slots import SlotPool, Transfer, transfers
 from lpsn_tvm.schedules.vta.space import candidates, default_schedule
 from lpsn_tvm.schedules.vta.tiling import Tile, clip_taps, tiles
 from lpsn_tvm.schedules.vta.vector_ops import alu_nest, clear, pool
@@ -71,6 +71,7 @@ class _Emitter:
             for step in op.steps
             if isinstance(step, Vector)
         ]
+        self.is_starting = True
         self.vectors = SlotPool(place.acc_slot * schedule.threads, place.vector_slot, place.vector_slots, vectors)
 
     def run(self) -> None:
@@ -143,37 +144,38 @@ class _TileEmitter:
     def _gemm(self, step: Gemm) -> None:
         weights = self.parent.shared if is_shared(step) else self.parent.wgt
         for chunk in self.plan[self.gemms]:
-            inp = self._load("inp", self.parent.inp, chunk)
-            wgt = self._load("wgt", weights, chunk)
-            offset = np.array([self.base + chunk.accumulator, inp, wgt])
-            if self.parts > 1:
-                bodies = _in_parts(chunk.shape, self.tile.accumulators(0), self.parts)
-            else:
-                bodies = (column_bodies(chunk.shape) if chunk.shape.inner == "x" else ()) or gemm_bodies(chunk.shape)
-            for _ in range(step.passes):
-                for body in bodies:
-                    self.builder.gemm(body.uops + offset, body.loops)
+            inp, new_inputs = self.parent.inp.place(chunk.inputs)
+            wgt, new_weights = weights.place(chunk.weights)
+            # Nothing computes yet: begin with the first input block instead of waiting for all.
+            pieces = split(chunk) if self.parent.is_starting else [Piece.whole(chunk)]
+            self.parent.is_starting = False
+            for piece in pieces:
+                if new_inputs:
+                    self._load("inp", inp, chunk.inputs.plane.region, piece.input_transfers)
+                if new_weights:
+                    self._load("wgt", wgt, chunk.weights.region, piece.weight_transfers)
+                self._reduce(piece, (self.base + chunk.accumulator, inp, wgt), step.passes)
         self.gemms += 1
 
-    def _load(self, memory: str, pool: SlotPool, chunk: Chunk) -> int:
-        """First tile of the chunk's inputs or weights, loaded where they are not there."""
-        if memory == "inp":
-            base, missing = pool.place(chunk.inputs)
-            if missing:
-                for move in chunk.inputs.transfers():
-                    self.builder.load(
-                        "inp", base + move.sram, chunk.inputs.plane.region, move.dram,
-                        rows=move.rows, columns=move.columns, stride=move.stride,
-                    )  # fmt: skip
-            return base
-        base, missing = pool.place(chunk.weights)
-        if missing:
-            for move in chunk.weights.transfers():
-                self.builder.load(
-                    "wgt", base + move.sram, chunk.weights.region, move.dram,
-                    rows=move.rows, columns=move.columns, stride=move.stride,
-                )  # fmt: skip
-        return base
+    def _load(self, memory: Literal["inp", "wgt"], base: int, region: str, moves: tuple[Transfer, ...]) -> None:
+        for move in moves:
+            self.builder.load(
+                memory, base + move.sram, region, move.dram, rows=move.rows, columns=move.columns, stride=move.stride
+            )
+
+    def _reduce(self, piece: Piece, bases: tuple[int, int, int], passes: int) -> None:
+        """The instructions of a piece whose slots begin at `bases`."""
+        if self.parts > 1:
+            bodies = _in_parts(piece.shape, self.tile.accumulators(0), self.parts)
+        else:
+            bodies = (column_bodies(piece.shape) if piece.shape.inner == "x" else ()) or gemm_bodies(piece.shape)
+        offset = np.array(bases) + np.array(piece.offset)
+        sequences = [body.uops + offset for body in bodies]
+        if sum(map(len, sequences)) <= self.builder.config.uop_depth // 2:
+            self.builder.preload(sequences)  # one transfer instead of several
+        for _ in range(passes):
+            for body, sequence in zip(bodies, sequences, strict=True):
+                self.builder.gemm(sequence, body.loops)
 
     def _add_parts(self) -> None:
         """Partial sums into the first one; from then on there is only that."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lpsn_tvm.schedules.vta.nest import Axis, GemmShape
 from lpsn_tvm.schedules.vta.ops import Gemm, Plane, Tap
@@ -78,6 +78,48 @@ class Chunk:
     weights: WeightContent
     accumulator: int
     shape: GemmShape
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a chunk that is loaded and reduced at once; `offset` (dst, src, wgt) from the chunk's slots."""
+
+    shape: GemmShape
+    offset: tuple[int, int, int]
+    input_transfers: tuple[Transfer, ...]
+    weight_transfers: tuple[Transfer, ...]
+
+    @classmethod
+    def whole(cls, chunk: Chunk) -> Piece:
+        """All of it."""
+        return cls(chunk.shape, (0, 0, 0), tuple(chunk.inputs.transfers()), tuple(chunk.weights.transfers()))
+
+
+def split(chunk: Chunk) -> list[Piece]:
+    """The input blocks of a chunk one by one, where that takes few transfers."""
+    shape, inputs, weights = chunk.shape, chunk.inputs, chunk.weights
+    simple = shape.batches.count == 1 and inputs.blocks.count == shape.inputs.count == weights.inputs
+    if not simple or shape.inputs.count == 1:
+        return [Piece.whole(chunk)]
+    pieces = []
+    for k in range(shape.inputs.count):
+        block = replace(inputs, blocks=Range(inputs.blocks.start + k, inputs.blocks.start + k + 1))
+        one = replace(weights, base=weights.base + k * weights.input_stride, inputs=1)
+        # In the slot, the weights of one input block of consecutive output blocks are not neighbours.
+        per_output = [
+            replace(move, sram=o * shape.outputs.wgt + k * shape.inputs.wgt)
+            for o in range(weights.outputs)
+            for move in replace(one, base=one.base + o * weights.output_stride, outputs=1).transfers()
+        ]
+        pieces.append(
+            Piece(
+                replace(shape, inputs=replace(shape.inputs, count=1)),
+                (0, k * shape.inputs.src, k * shape.inputs.wgt),
+                tuple(replace(move, sram=move.sram + k * shape.inputs.src) for move in block.transfers()),
+                tuple(per_output),
+            )
+        )
+    return pieces
 
 
 def tap_range(taps: tuple[Tap, ...]) -> Range:
