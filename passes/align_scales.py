@@ -6,7 +6,7 @@ of scales that integer arithmetic multiplies by is a power of two. Only ratios m
 1. A tensor that only layers read and write takes the scale that suits it best, any number: the weight scales of the
    layers on both sides absorb it (`weight_grid`).
 2. Tensors that are added or concatenated form a group: they share a mantissa m in [1, 2), each has its own exponent.
-   All mantissas of a fine grid are tried; the least sum of relative errors wins. (A scheme of `power_of_two` has m = 1.)
+   All mantissas of a fine grid are tried; the least sum of relative errors wins. A scheme of `power_of_two` has m = 1.
 3. The average over n numbers of a tensor of scale s gets s / n * 2**t: then dividing by n is a shift, too.
 """
 
@@ -109,9 +109,11 @@ def align_scales(
     mod : IRModule
         Canonical module.
     regions : Regions
+        Of the module.
     observers : mapping of variable to Observer
         Of all tensors that are not in `kept`.
     bits : mapping of variable to int
+        Of all of them.
     scheme : QuantScheme
         Signed, symmetric, "half_up".
     kept : mapping of variable to QuantParams

@@ -150,7 +150,7 @@ def _shifted(
     limit = (1 << (scheme.weight_container_bits - 1)) - 1
     # Left shifts of the integers (negative: right shifts) that bring the amounts into their range.
     left = np.maximum(-shift, 0) - np.maximum(shift - LARGEST_SHIFT, 0)
-    if np.any(rows * np.exp2(np.maximum(left, 0)) > limit) or np.any(left > 24):
+    if np.any((left > 0) & (rows * np.exp2(np.minimum(left, 24)) > limit)):
         return None
     factor = np.exp2(left)
     wide_bias = np.rint(bias * factor)
