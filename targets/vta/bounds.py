@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from lpsn_tvm.schedules.vta.nest import MIN_DISTANCE
 from lpsn_tvm.schedules.vta.ops import Gemm, Pool, Scalar, Span, Store, TileOp, Vector
+from lpsn_tvm.schedules.vta.placement import placement
 
 if TYPE_CHECKING:
     from lpsn_tvm.schedules.vta.schedule import Schedule
@@ -86,8 +88,8 @@ class Work:
         Tiles that must have arrived before the first GEMM.
     last_out : int
         Tiles of the last store.
-    tiles, resets, lists, instructions : int
-        Output tiles, reset micro-operations, micro-operations loaded, GEMM and ALU instructions.
+    tiles, resets, list_loads, lists, instructions : int
+        Output tiles, reset micro-operations, loads of micro-operations, how many they bring, GEMM and ALU instructions.
     """
 
     gemm: int
@@ -102,6 +104,7 @@ class Work:
     last_out: int
     tiles: int
     resets: int
+    list_loads: int
     lists: int
     instructions: int
 
@@ -176,6 +179,7 @@ def work_of(op: TileOp, schedule: Schedule, config: VtaConfig) -> Work:
     rows, columns = cut(out_extent(op, 0), schedule.tile_h), cut(out_extent(op, 1), schedule.tile_w)
     spatial = len(rows) * len(columns) * -(-op.batches // schedule.tile_b)
     gemms = [step for step in op.steps if isinstance(step, Gemm)]
+    place = placement(op, schedule, config)
     immediate, tensor, alu_instructions = alu_work(op, config)
     stores = sum(isinstance(step, Store) for step in op.steps)
     tiles = spatial * len(oc_tiles)
@@ -188,13 +192,13 @@ def work_of(op: TileOp, schedule: Schedule, config: VtaConfig) -> Work:
         int(source_extents(first, op, axis, size)[0]) for axis, size in ((0, schedule.tile_h), (1, schedule.tile_w))
     )
     chunk = min(schedule.tile_ci, first.fan_in)
-    instructions = sum(_gemm_instructions(step, schedule, op) for step in gemms)
+    lists = [_lists(step, op, schedule, config, tiles) for step in gemms]
     return Work(
         gemm=op.micro_operations,
         immediate=immediate,
         tensor=tensor,
-        inp=sum(_input_tiles(step, op, schedule, config) for step in gemms),
-        wgt=sum(_weight_tiles(step, op, schedule, config, spatial) for step in gemms),
+        inp=sum(_input_tiles(step, op, schedule, place.inp_slots * place.inp_slot) for step in gemms),
+        wgt=sum(_weight_tiles(step, op, schedule, place.wgt_slots * place.wgt_slot, spatial) for step in gemms),
         out=stores * op.batches * op.blocks * out_extent(op, 0) * out_extent(op, 1),
         bursts=stores * bursts,
         first_inp=chunk * first_rows * first_columns,
@@ -202,8 +206,9 @@ def work_of(op: TileOp, schedule: Schedule, config: VtaConfig) -> Work:
         last_out=(oc_tiles[-1][1] - oc_tiles[-1][0]) * (rows[-1][1] - rows[-1][0]) * (columns[-1][1] - columns[-1][0]),
         tiles=tiles,
         resets=op.batches * op.blocks * op.height * op.width,
-        lists=sum(_list_length(step, op, schedule) for step in gemms),
-        instructions=tiles * (alu_instructions + instructions),
+        list_loads=sum(loads for _, loads, _ in lists),
+        lists=sum(length for _, _, length in lists),
+        instructions=tiles * alu_instructions + sum(count for count, _, _ in lists),
     )
 
 
@@ -220,10 +225,10 @@ def estimate(work: Work, rates: Rates, config: VtaConfig) -> float:
     """Cycles that are likely: what ranks schedules before they are simulated."""
     compute = work.gemm + work.immediate * rates.alu_immediate + work.tensor * rates.alu_tensor + work.resets
     compute += (work.instructions + work.tiles) * (rates.overhead + 2)
-    lists = _cycles(work.lists * config.uop_tile_bytes, rates) + 2 * rates.latency
+    lists = _cycles(work.lists * config.uop_tile_bytes, rates) + work.list_loads * (rates.latency + 6)
     chunk = _cycles(work.first_inp * config.inp_tile_bytes + work.first_wgt * config.wgt_tile_bytes, rates)
     last = _cycles(work.last_out * config.out_tile_bytes, rates) + (work.immediate + work.tensor) / work.tiles
-    port = _port(work, rates, config) + lists
+    port = _port(work, rates, config) + _cycles(work.lists * config.uop_tile_bytes, rates)
     # A port or an array that is busy all the time still meets the other's gaps now and then.
     busy, other = max(compute + lists, port), min(compute + lists, port)
     return chunk + busy + 0.02 * other + last + 4 * rates.latency
@@ -250,13 +255,13 @@ def _input_blocks(step: Gemm, tiles: tuple[Tile, ...]) -> int:
     return len({first + k for first in found for k in range(step.fan_in)})
 
 
-def _input_tiles(step: Gemm, op: TileOp, schedule: Schedule, config: VtaConfig) -> int:
+def _input_tiles(step: Gemm, op: TileOp, schedule: Schedule, kept: int) -> int:
     """INP tiles loaded: every sweep over the output blocks re-reads what the buffer cannot have kept."""
     rows = source_extents(step, op, 0, schedule.tile_h)
     columns = source_extents(step, op, 1, schedule.tile_w)
     oc_paired = schedule.threads == 2 and schedule.thread_axis == "oc" and schedule.order == "oc"
     sweeps = [_input_blocks(step, pair) for pair in _pairs(cut(op.blocks, schedule.tile_co), oc_paired)]
-    most, total, saved = max(sweeps), sum(sweeps), (len(sweeps) - 1) * config.inp_depth
+    most, total, saved = max(sweeps), sum(sweeps), (len(sweeps) - 1) * kept
     if schedule.order == "oc":
         plane = op.batches * int(rows.sum()) * int(columns.sum())
         return max(plane * total - saved, plane * most)
@@ -269,7 +274,7 @@ def _input_tiles(step: Gemm, op: TileOp, schedule: Schedule, config: VtaConfig) 
     return count
 
 
-def _weight_tiles(step: Gemm, op: TileOp, schedule: Schedule, config: VtaConfig, spatial: int) -> int:
+def _weight_tiles(step: Gemm, op: TileOp, schedule: Schedule, kept: int, spatial: int) -> int:
     """WGT tiles loaded: every sweep over the rectangle re-reads what the buffer cannot have kept."""
     taps = len({tap.weight for tap in step.taps}) * (step.fan_in if step.input_stride else 1)
     if not step.output_stride:
@@ -282,16 +287,28 @@ def _weight_tiles(step: Gemm, op: TileOp, schedule: Schedule, config: VtaConfig,
         groups = [op.blocks * taps]
         rows = -(-out_extent(op, 0) // schedule.tile_h)
         sweeps = spatial // rows * -(-rows // 2) if schedule.threads == 2 and schedule.thread_axis == "h" else spatial
-    return sum(max(group, sweeps * group - (sweeps - 1) * config.wgt_depth) for group in groups)
+    return sum(max(group, sweeps * group - (sweeps - 1) * kept) for group in groups)
 
 
-def _gemm_instructions(step: Gemm, schedule: Schedule, op: TileOp) -> int:
-    """GEMM instructions per output tile: one per chunk, kernel row and unrolled block."""
-    chunks = -(-step.fan_in // schedule.tile_ci)
-    unrolled = min(schedule.tile_ci, step.fan_in) if schedule.inner == "co" else schedule.tile_co
-    return step.passes * chunks * unrolled * len({tap.dst_y for tap in step.taps})
+def _nest(step: Gemm, op: TileOp, schedule: Schedule) -> tuple[int, int]:
+    """(instructions, micro-operations in their lists) per chunk of a tile in the middle, about."""
+    inputs, outputs = min(schedule.tile_ci, step.fan_in), min(schedule.tile_co, op.blocks)
+    width = min(schedule.tile_w, op.width)
+    columns = {tap.dst_x for tap in step.taps}
+    rows = len({tap.dst_y for tap in step.taps})
+    if schedule.inner == "x" and outputs * schedule.tile_b >= MIN_DISTANCE:
+        # The borders are classes of their own, with fewer taps.
+        classes = len({span.start for span in columns} | {span.start + span.count for span in columns}) - 1
+        return classes, rows * (2 * len(columns) - 1 if classes > 1 else len(columns)) * inputs * outputs
+    length = rows * sum(min(width, span.count) for span in columns)
+    unrolled = outputs if schedule.inner == "ci" else inputs
+    return unrolled, length * unrolled
 
 
-def _list_length(step: Gemm, op: TileOp, schedule: Schedule) -> int:
-    """Micro-operations of the lists: columns x kernel columns, for each accumulator slot."""
-    return schedule.threads * schedule.tile_w * len({tap.dst_x for tap in step.taps})
+def _lists(step: Gemm, op: TileOp, schedule: Schedule, config: VtaConfig, tiles: int) -> tuple[int, int, int]:
+    """(GEMM instructions, loads of lists, micro-operations loaded), about: once where all lists fit the buffer."""
+    instructions, length = _nest(step, op, schedule)
+    chunks = -(-step.fan_in // schedule.tile_ci) if len(set(step.first_input)) == 1 else schedule.tile_co
+    different = min(chunks * schedule.threads, chunks * tiles)
+    loaded = different if different * length <= config.uop_depth else chunks * tiles
+    return instructions * chunks * tiles * step.passes, loaded * instructions, loaded * length

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, get_args, get_type_hints
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from lpsn_tvm.schedules.vta.ops import Gemm, TileOp
+from lpsn_tvm.schedules.vta.placement import fits
 from lpsn_tvm.schedules.vta.schedule import Schedule
 from lpsn_tvm.targets.vta.bounds import out_extent
 
+if TYPE_CHECKING:
+    from lpsn_tvm.targets.vta.config import VtaConfig
+
 SLOTS = (0, 1, 2, 3, 4, 6, 8)
+ORDERS: tuple[Literal["oc", "spatial"], ...] = ("oc", "spatial")
+INNERS: tuple[Literal["x", "co"], ...] = ("x", "co")
 _HINTS = get_type_hints(Schedule)
 CHOICES = {name: get_args(hint) for name, hint in _HINTS.items() if get_args(hint)}
 """The properties that are names, each with its values."""
@@ -45,6 +52,23 @@ def clamped(schedule: Schedule, op: TileOp) -> Schedule:
 def changed(schedule: Schedule, values: Mapping[str, Any]) -> Schedule:
     """The schedule with other values of some properties."""
     return replace(schedule, **values)
+
+
+def seeds(op: TileOp, config: VtaConfig) -> Iterator[Schedule]:
+    """Where search begins: tiles of whole or half rows that fill a good part of an accumulator slot; all fit."""
+    extents = extents_of(op)
+    widths = sorted({extents["tile_w"], -(-extents["tile_w"] // 2)}, reverse=True)
+    for tile_w, tile_co, tile_h in product(widths, *(useful_sizes(extents[name]) for name in ("tile_co", "tile_h"))):
+        tiles = tile_w * tile_co * tile_h
+        whole = tile_co == extents["tile_co"] and tile_h == extents["tile_h"] and tile_w == extents["tile_w"]
+        if not whole and not config.acc_depth // 6 <= tiles <= config.acc_depth:
+            continue
+        for tile_ci in useful_sizes(extents["tile_ci"]):
+            for threads in (2, 1):
+                tile = Schedule(tile_co=tile_co, tile_h=tile_h, tile_w=tile_w, tile_ci=tile_ci, threads=threads)
+                if fits(op, tile, config):
+                    yield from (replace(tile, order=order, inner=inner) for order in ORDERS for inner in INNERS)
+                    break
 
 
 def neighbours(schedule: Schedule, op: TileOp) -> Iterator[Schedule]:

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lpsn_tvm.errors import CompileError
-from lpsn_tvm.schedules.vta.emit import candidates, default_schedule, emit, fits
+from lpsn_tvm.schedules.vta.emit import default_schedule, emit, fits
 from lpsn_tvm.schedules.vta.ops import TileOp
 from lpsn_tvm.schedules.vta.schedule import Schedule
 from lpsn_tvm.targets.vta.bounds import estimate, lower_bound, rates_of, work_of
 from lpsn_tvm.targets.vta.builder import ProgramBuilder
 from lpsn_tvm.targets.vta.cycle_model import CycleModel, cycle_model
-from lpsn_tvm.targets.vta.neighbours import clamped, neighbours
+from lpsn_tvm.targets.vta.neighbours import clamped, neighbours, seeds
 from lpsn_tvm.targets.vta.program import LinkedProgram, link
 from lpsn_tvm.targets.vta.schedule_cache import ScheduleCache, open_cache
 from lpsn_tvm.targets.vta.search_key import canonical, declare, search_key
@@ -166,7 +166,7 @@ class _Search:
         default = clamped(default_schedule(self.op, self.config), self.op)
         self.add([default])
         default_cycles = self.try_next()
-        self.add(candidates(self.op, self.config))
+        self.add(seeds(self.op, self.config))
         idle = 0
         while self.queue and idle < PATIENCE and time.monotonic() < deadline and not self.is_good_enough():
             before = self.best
