@@ -11,12 +11,15 @@ import numpy.typing as npt
 
 from lpsn_tvm import float_ops, quant
 from lpsn_tvm.errors import CompileError
+from lpsn_tvm.targets.vta import host_steps
 from lpsn_tvm.targets.vta.layout import TileLayout
 from lpsn_tvm.targets.vta.network import DeviceTensor, HostStep, VtaNetwork
 from lpsn_tvm.targets.vta.program import link
 from lpsn_tvm.targets.vta.simulator import SimulationResult, simulate
 
 Array = npt.NDArray[Any]
+HOST_OPERATORS: dict[str, Any] = {**quant.OPERATORS, **float_ops.OPERATORS, **host_steps.OPERATORS}
+"""Every operator that a `HostStep` may name."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def execute(network: VtaNetwork, feeds: Mapping[str, Array], **options: Any) -> 
 
 def run_host(step: HostStep, memory: HostMemory) -> Array:
     """The output of a host step."""
-    function = quant.OPERATORS.get(step.op) or float_ops.OPERATORS.get(step.op)
+    function = HOST_OPERATORS.get(step.op)
     if function is None:
         raise CompileError(f"the host has no operator {step.op}", where=step.output)
     operands = [step.constants[name] if name in step.constants else memory.value(name) for name in step.inputs]

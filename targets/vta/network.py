@@ -28,12 +28,13 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class HostStep:
-    """One operator on the host: `output = (quant.OPERATORS | float_ops.OPERATORS)[op](*arguments, **attrs)`.
+    """One operator on the host: `output = function(*arguments, **attrs)`; `op` names one of `quant.OPERATORS`,
+    `float_ops.OPERATORS` or `host_steps.OPERATORS`.
 
     Parameters
     ----------
     op : str
-        "lpsn.<name>".
+        "lpsn.<name>" or "vta.<name>".
     inputs : tuple of str
         Arguments in order: names of values, or keys of `constants`.
     output : str
