@@ -5,24 +5,14 @@
 
 namespace vta {
 
-// Mirrors CycleModel in cycle_model.py, field by field.
+// Mirrors CycleModel in cycle_model.py, field by field; what each one means is said there.
 struct CycleModel {
-  int64_t word_bytes;        // one bus word
-  int64_t word_cycles;       // cycles per bus word
-  int64_t read_latency;      // from an accepted burst to its first word
-  int64_t burst_bytes;       // longest burst, which never crosses a multiple of it
-  int64_t outstanding;       // read bursts in flight
-  int64_t fetch_chunk;       // instructions fetched at once
-  int64_t command_queue;     // instructions waiting per unit
-  int64_t load_start, load_end;  // cycles around a load
-  int64_t padding_start;     // before a run of padding tiles
-  int64_t compute_overhead;  // of a GEMM or ALU instruction, besides its micro-operations
-  int64_t alu_immediate, alu_tensor;  // cycles per micro-operation
-  int64_t nop;
-  int64_t store_start, store_command, store_response, store_tile;  // per instruction, burst, burst, tile
-  int64_t token_latency;     // from a push to the pop that sees it
-  int64_t sync;              // cycle in which an instruction pops its tokens
-  int64_t idle;              // between two instructions of a unit
+  int64_t word_bytes, word_cycles, read_latency, burst_bytes, outstanding, command_interval;
+  int64_t fetch_chunk, command_queue;
+  int64_t load_start, load_end, padding_start;
+  int64_t compute_overhead, alu_immediate, alu_tensor, nop;
+  int64_t store_command, store_response, store_tile;
+  int64_t token_latency, idle;
 };
 
 // Indices of the counters; simulator.py names them in the same order.
