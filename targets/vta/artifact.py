@@ -190,19 +190,26 @@ class VtaArtifact(Artifact):
         per_layer : bool
             One program per operator instead of one per uninterrupted run of operators.
         **options
-            See `export.export_network`.
+            See `network_directory.export_network`.
 
         Raises
         ------
         ArtifactError
             It cannot be written.
         """
-        from lpsn_tvm.targets.vta.export import export_network
+        from lpsn_tvm.targets.vta.network_directory import export_network
 
-        return Path(export_network(self, path, per_layer=per_layer, **options))
+        return export_network(self, path, per_layer=per_layer, **options)
 
     def export_pynq(self, path: str | os.PathLike[str], **options: Any) -> Path:
         """Write a bundle (zip) that a PYNQ board runs: programs, weights, runner, self-test, vta_config.json, README.
+
+        Parameters
+        ----------
+        path : path
+            Zip file to write.
+        **options
+            `sample`: one batch by input name that the board's self-test runs; see `pynq.export_pynq`.
 
         Raises
         ------
@@ -211,7 +218,9 @@ class VtaArtifact(Artifact):
         """
         from lpsn_tvm.targets.vta.pynq import export_pynq
 
-        return Path(export_pynq(self, path, **options))
+        names = [info.name for info in self.outputs]
+        settings = {"output_names": names, "title": self.report.model or "network"} | options
+        return export_pynq(self.network, path, **settings)
 
     @property
     def device_steps(self) -> tuple[DeviceStep, ...]:

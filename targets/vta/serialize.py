@@ -131,24 +131,42 @@ def _host_step(record: Mapping[str, Any], blobs: Mapping[str, bytes]) -> HostSte
     )
 
 
-def _device_record(step: DeviceStep, index: int, blobs: dict[str, bytes]) -> dict[str, Any]:
-    program, folder = step.program, f"program{index}"
+def program_to_files(program: Program, folder: str, blobs: dict[str, bytes]) -> dict[str, Any]:
+    """JSON record of one program; its blobs are added as `<folder>/...`."""
     names = list(program.regions)
     codes = [NO_TARGET if target is None else names.index(target) for target in program.targets]
     blobs[f"{folder}/insn.bin"] = encode(program.instructions, program.config)
     blobs[f"{folder}/targets.bin"] = bytes(codes)
     regions = []
     for region in program.regions.values():
-        file = f"{folder}/{region.name}.bin" if region.data is not None else None
+        file = None if region.data is None else f"{folder}/{region.name}.bin"
         if file is not None and region.data is not None:
             blobs[file] = region.data
         regions.append({"name": region.name, "size": region.size, "access": region.access, "file": file})
     return {
-        "kind": "device",
         "insn": f"{folder}/insn.bin",
         "targets": f"{folder}/targets.bin",
         "regions": regions,
         "marks": [list(mark) for mark in program.marks],
+    }
+
+
+def program_from_files(record: Mapping[str, Any], blobs: Mapping[str, bytes], config: VtaConfig) -> Program:
+    """Inverse of `program_to_files`."""
+    regions = {
+        r["name"]: Region(r["name"], r["size"], None if r["file"] is None else blobs[r["file"]], r["access"])
+        for r in record["regions"]
+    }
+    names = list(regions)
+    targets = [None if code == NO_TARGET else names[code] for code in blobs[record["targets"]]]
+    marks = tuple((int(index), str(name)) for index, name in record["marks"])
+    return Program(config, decode(blobs[record["insn"]], config), targets, regions, marks)
+
+
+def _device_record(step: DeviceStep, index: int, blobs: dict[str, bytes]) -> dict[str, Any]:
+    return {
+        "kind": "device",
+        **program_to_files(step.program, f"program{index}", blobs),
         "ops": to_record(step.ops),
         "schedules": to_record(step.schedules),
         "inputs": to_record(step.inputs),
@@ -158,21 +176,8 @@ def _device_record(step: DeviceStep, index: int, blobs: dict[str, bytes]) -> dic
 
 
 def _device_step(record: Mapping[str, Any], blobs: Mapping[str, bytes], config: VtaConfig) -> DeviceStep:
-    regions = {
-        r["name"]: Region(r["name"], r["size"], None if r["file"] is None else blobs[r["file"]], r["access"])
-        for r in record["regions"]
-    }
-    names = list(regions)
-    targets = [None if code == NO_TARGET else names[code] for code in blobs[record["targets"]]]
-    program = Program(
-        config,
-        decode(blobs[record["insn"]], config),
-        targets,
-        regions,
-        tuple((int(index), str(name)) for index, name in record["marks"]),
-    )
     return DeviceStep(
-        program,
+        program_from_files(record, blobs, config),
         from_record(record["ops"]),
         from_record(record["schedules"]),
         from_record(record["inputs"]),
