@@ -166,7 +166,8 @@ class Report:
                 )
         if "activation_elements" in self.totals:
             before, after = self.memory_metric_mbit
-            table.add_row("weights + activations, Mbit", f"{before:,.2f}", f"{after:,.2f}", f"{after / before:.3f}")
+            ratio = f"{after / before:.3f}" if before else ""
+            table.add_row("weights + activations, Mbit", f"{before:,.2f}", f"{after:,.2f}", ratio)
         if self.milliseconds:
             before, after = self.milliseconds["float"], self.milliseconds["module"]
             table.add_row("latency, ms (measured)", f"{before:.3f}", f"{after:.3f}", f"{after / before:.3f}")

@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 from lpsn_tvm import float_ops, quant
 from lpsn_tvm.errors import CompileError
-from lpsn_tvm.targets.vta import host_steps
+from lpsn_tvm.targets.vta.host_steps import OPERATORS as OWN_OPERATORS
 from lpsn_tvm.targets.vta.layout import TileLayout
 from lpsn_tvm.targets.vta.network import DeviceTensor, HostStep, VtaNetwork
 from lpsn_tvm.targets.vta.program import link
 from lpsn_tvm.targets.vta.simulator import SimulationResult, simulate
 
 Array = npt.NDArray[Any]
-HOST_OPERATORS: dict[str, Any] = {**quant.OPERATORS, **float_ops.OPERATORS, **host_steps.OPERATORS}
+HOST_OPERATORS: dict[str, Any] = {**quant.OPERATORS, **float_ops.OPERATORS, **OWN_OPERATORS}
 """Every operator that a `HostStep` may name."""
 
 
