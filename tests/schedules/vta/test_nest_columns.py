@@ -88,7 +88,7 @@ def test_it_computes_what_the_taps_mean(
     assert Counter(map(tuple, expand(list(bodies)).tolist())) == wanted(shape)
 
 
-@pytest.mark.parametrize(("inputs", "longest"), [(1, 36), (2, 72)])
+@pytest.mark.parametrize(("inputs", "longest"), [(1, 4), (2, 8)])
 def test_sequences_do_not_grow_with_the_width(inputs: int, longest: int) -> None:
     taps = conv_taps(6, 30, 3, 1, 1)
     bodies = column_bodies(shape_of(taps, (6, 30), 6, outputs=4, inputs=inputs, batches=1))
