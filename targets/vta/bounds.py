@@ -297,9 +297,8 @@ def _nest(step: Gemm, op: TileOp, schedule: Schedule) -> tuple[int, int]:
     columns = {tap.dst_x for tap in step.taps}
     rows = len({tap.dst_y for tap in step.taps})
     if schedule.inner == "x" and outputs * schedule.tile_b >= MIN_DISTANCE:
-        # The borders are classes of their own, with fewer taps.
-        classes = len({span.start for span in columns} | {span.start + span.count for span in columns}) - 1
-        return classes, rows * (2 * len(columns) - 1 if classes > 1 else len(columns)) * inputs * outputs
+        starts = {(max(span.start, 0), min(span.start + span.count, width)) for span in columns}
+        return len(starts) if width == op.width else 1, len(step.taps) * inputs * outputs
     length = rows * sum(min(width, span.count) for span in columns)
     unrolled = outputs if schedule.inner == "ci" else inputs
     return unrolled, length * unrolled
