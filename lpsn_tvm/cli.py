@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
+from lpsn_tvm import cli_vta
 from lpsn_tvm.errors import LpsnError
 
 app = typer.Typer(
@@ -16,6 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_vta.app, name="vta")
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead of tables.")]
 
 

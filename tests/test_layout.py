@@ -17,7 +17,7 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("passes", "schedules", "targets")
 LAYERS = {"passes": 1, "schedules": 1, "targets": 2}
-TOP = {"driver": 4, "cli": 5, "__init__": 5, "reporting": 3, "loading": 3, "analysis": 4, "export": 2}
+TOP = {"driver": 4, "cli": 5, "cli_vta": 5, "__init__": 5, "reporting": 3, "loading": 3, "analysis": 4, "export": 2}
 
 
 def _sources() -> list[tuple[str, Path]]:
