@@ -137,8 +137,9 @@ def _program(
     places = {name: (region, 0) for name, region in regions.items()}
     places |= {name: (ARENA, offset // tile) for name, offset in arena.offsets.items()}
     read = {name for op in ops for name in reads_of(op)} | set(inputs)
+    written = {name for op in ops for name in writes_of(op)}
     for name, region in regions.items():
-        access: Access = "r" if name not in outputs else "rw" if name in read else "w"
+        access: Access = "r" if name not in written else "rw" if name in read else "w"
         builder.region(region, network.tensors[name].layout.size, access=access)
     if arena.size:
         builder.region(ARENA, arena.size, access="rw")
