@@ -15,6 +15,7 @@ from lpsn_tvm.schedules.vta.nest import MIN_DISTANCE, Body, GemmShape, expand, f
 from lpsn_tvm.schedules.vta.nest_columns import column_bodies
 from lpsn_tvm.schedules.vta.ops import Gemm, Pool, Scalar, Step, Store, TileOp, Vector
 from lpsn_tvm.schedules.vta.placement import fits, is_shared, placement
+from lpsn_tvm.schedules.vta.recorder import Recorder
 from lpsn_tvm.schedules.vta.reduction import Chunk, Piece, WeightContent, chunks, split
 from lpsn_tvm.schedules.vta.schedule import Schedule
 from lpsn_tvm.schedules.vta.slots import SlotPool, Transfer, transfers
@@ -99,7 +100,7 @@ class _TileEmitter:
     """One output tile."""
 
     def __init__(self, parent: _Emitter, tile: Tile, slot: int, plan: list[list[Chunk]]) -> None:
-        self.parent, self.builder, self.place = parent, parent.builder, parent.place
+        self.parent, self.builder, self.place = parent, Recorder(parent.builder), parent.place
         self.tile, self.slot, self.plan = tile, slot, plan
         self.level = 0
         self.gemms = 0
@@ -128,6 +129,7 @@ class _TileEmitter:
         for piece in self._pieces() if last else [(0, self.tile.o.count, 0, self.tile.rows[self.level].count)]:
             for step in steps[tail:]:
                 self._finish(step, piece)
+        self.builder.flush()
 
     def _step(self, step: Step) -> None:
         if isinstance(step, Gemm):
@@ -170,12 +172,9 @@ class _TileEmitter:
         else:
             bodies = (column_bodies(piece.shape) if piece.shape.inner == "x" else ()) or gemm_bodies(piece.shape)
         offset = np.array(bases) + np.array(piece.offset)
-        sequences = [body.uops + offset for body in bodies]
-        if sum(map(len, sequences)) <= self.builder.config.uop_depth // 2:
-            self.builder.preload(sequences)  # one transfer instead of several
         for _ in range(passes):
-            for body, sequence in zip(bodies, sequences, strict=True):
-                self.builder.gemm(sequence, body.loops)
+            for body in bodies:
+                self.builder.gemm(body.uops + offset, body.loops)
 
     def _add_parts(self) -> None:
         """Partial sums into the first one; from then on there is only that."""
@@ -221,7 +220,8 @@ class _TileEmitter:
         key = (step.region, step.base + self.tile.o.start, self.tile.o.count)
         base, missing = self.parent.vectors.place(key)
         if missing:
-            self.builder.load("acc", base, step.region, key[1], columns=self.tile.o.count)
+            count = self.tile.o.count
+            self.builder.load("acc", base, step.region, key[1], columns=count, stride=count)
         return base
 
     def _store(self, step: Store, piece: tuple[int, int, int, int], start: int) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lpsn_tvm.errors import CompileError
 from lpsn_tvm.schedules.vta.nest import MIN_DISTANCE
 from lpsn_tvm.schedules.vta.ops import Gemm, Pool, TileOp, Vector
 from lpsn_tvm.schedules.vta.reduction import chunk_blocks, tap_range
 from lpsn_tvm.schedules.vta.schedule import Schedule
-from lpsn_tvm.schedules.vta.tiling import Range, axis_tiles, block_runs, clip_span, spans_cover
+from lpsn_tvm.schedules.vta.tiling import Range, axis_tiles, block_runs, clip_span, extents, spans_cover
 
 if TYPE_CHECKING:
     from lpsn_tvm.targets.vta.config import VtaConfig
@@ -115,9 +115,13 @@ def placement(op: TileOp, schedule: Schedule, config: VtaConfig) -> Placement:
         acc_slot,
         tuple(levels),
         inp_slot,
-        _limit(config.inp_depth // inp_slot, schedule.inp_slots),
+        _limit(config.inp_depth // inp_slot, schedule.inp_slots, _useful_slots(op, schedule, "spatial")),
         wgt_slot,
-        _limit((config.wgt_depth - shared * shared_slot) // max(wgt_slot, 1), schedule.wgt_slots),
+        _limit(
+            (config.wgt_depth - shared * shared_slot) // max(wgt_slot, 1),
+            schedule.wgt_slots,
+            _useful_slots(op, schedule, "oc"),
+        ),
         shared_slot,
         shared,
         blocks,
@@ -125,8 +129,36 @@ def placement(op: TileOp, schedule: Schedule, config: VtaConfig) -> Placement:
     )
 
 
-def _limit(slots: int, limit: int) -> int:
-    return min(slots, limit) if limit else slots
+def _limit(slots: int, limit: int, useful: tuple[int, ...]) -> int:
+    """At most `limit` of the slots that fit; without a limit the largest useful number."""
+    if limit:
+        return min(slots, limit)
+    return next((count for count in useful if count <= slots), slots)
+
+
+def _useful_slots(op: TileOp, schedule: Schedule, axis: Literal["oc", "spatial"]) -> tuple[int, ...]:
+    """Numbers of slots worth having, best first, for contents that belong to a tile's position along `axis`.
+
+    Contents that nobody asks for again are a stream: two slots. Where tiles that follow each other share contents,
+    those of one tile (of two, if they alternate). Where contents come back only after all others, all or none. More
+    slots mean more micro-op sequences, not fewer transfers.
+    """
+    height, width = extents(op)[-1]
+    spatial = -(-op.batches // schedule.tile_b) * -(-height // schedule.tile_h) * -(-width // schedule.tile_w)
+    blocks = -(-op.blocks // schedule.tile_co)
+    per_tile = sum(_chunks_per_tile(step, schedule, op.blocks) for step, _ in gemm_levels(op))
+    tiles, others = (blocks, spatial) if axis == "oc" else (spatial, blocks)
+    alternates = schedule.threads == 2 and (schedule.order == "oc") == (schedule.thread_axis == "oc")
+    if others == 1:
+        return (2,)
+    if schedule.order == axis:
+        return (2 * per_tile, 2) if alternates else (per_tile, 2)
+    return (tiles * per_tile, per_tile, 2) if alternates else (tiles * per_tile, 2)
+
+
+def _chunks_per_tile(step: Gemm, schedule: Schedule, blocks: int) -> int:
+    outputs, inputs = chunk_blocks(step, schedule)
+    return -(-step.fan_in // inputs) * -(-min(schedule.tile_co, blocks) // outputs)
 
 
 def _contents(op: TileOp, schedule: Schedule, batches: int, blocks: int) -> tuple[int, int, int, int]:

@@ -29,8 +29,8 @@ class Schedule:
         What is a loop of the instruction beside the rows: input blocks, output blocks or columns (`nest_columns`, which
         needs three output blocks; else as "co"). The other axes are written out.
     inp_slots, wgt_slots : int
-        Upper limits for the slots of INP and WGT; 0 means as many as fit. Every slot holds one chunk. A slot costs
-        micro-operation lists, as base addresses exist only there.
+        Upper limits for the slots of INP and WGT; 0 lets the emitter choose. Every slot holds one chunk. A slot costs
+        micro-op sequences, as base addresses exist only there.
     """
 
     tile_b: int = 1

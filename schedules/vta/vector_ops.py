@@ -11,7 +11,7 @@ from lpsn_tvm.schedules.vta.ops import Pool
 from lpsn_tvm.schedules.vta.tiling import Range, Tile
 
 if TYPE_CHECKING:
-    from lpsn_tvm.targets.vta.builder import ProgramBuilder
+    from lpsn_tvm.schedules.vta.recorder import Recorder
     from lpsn_tvm.targets.vta.isa import AluKind
 
 Axes = Sequence[tuple[int, int, int]]
@@ -33,9 +33,7 @@ def merged(axes: Axes) -> list[tuple[int, int, int]]:
     return result
 
 
-def alu_nest(
-    builder: ProgramBuilder, kind: AluKind, dst: int, src: int, axes: Axes, immediate: int | None = None
-) -> None:
+def alu_nest(builder: Recorder, kind: AluKind, dst: int, src: int, axes: Axes, immediate: int | None = None) -> None:
     """`kind` on every index of the axes, each accumulator at most once: order and recurrence do not matter."""
     left = sorted(merged(axes), key=lambda axis: axis[0])
     loops, rest = left[-LOOPS:], left[:-LOOPS]
@@ -47,7 +45,7 @@ def alu_nest(
         builder.alu(kind, uops[begin : begin + LONG_SEQUENCE], loops, immediate=immediate)
 
 
-def clear(builder: ProgramBuilder, base: int, count: int) -> None:
+def clear(builder: Recorder, base: int, count: int) -> None:
     """Zero `count` accumulators."""
     builder.gemm(np.array([[base, 0, 0]], np.int64), [(count, 1, 0, 0)], reset=True)
 
@@ -80,7 +78,7 @@ def _sources(wanted: Range, inside: Range, stride: int, pad: int, offset: int, *
     return found
 
 
-def pool(builder: ProgramBuilder, step: Pool, tile: Tile, level: int, source: int, target: int) -> None:
+def pool(builder: Recorder, step: Pool, tile: Tile, level: int, source: int, target: int) -> None:
     """Maximum over windows of the rectangle of `level` at `source`; the rectangle of `level + 1` goes to `target`."""
     clear(builder, target, tile.accumulators(level + 1))
     _visit(builder, "add", step, tile, level, source, target, (0, 0), clamp=True)
@@ -91,7 +89,7 @@ def pool(builder: ProgramBuilder, step: Pool, tile: Tile, level: int, source: in
 
 
 def _visit(
-    builder: ProgramBuilder, kind: AluKind, step: Pool, tile: Tile, level: int, source: int, target: int,
+    builder: Recorder, kind: AluKind, step: Pool, tile: Tile, level: int, source: int, target: int,
     offset: tuple[int, int], *, clamp: bool,
 ) -> None:  # fmt: skip
     """One element of every window."""
