@@ -18,6 +18,7 @@ Worked example, 3x3 convolution, stride 1, padding 1, 8 rows: tap dy = 0 reads r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 
@@ -177,6 +178,14 @@ class TileOp:
     width: int
     steps: tuple[Step, ...]
     macs: int = 0
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # Operators are keys of many caches, and a walk over all taps for every look-up would cost more than they save.
+        return hash((self.name, self.batches, self.blocks, self.height, self.width, self.steps, self.macs))
 
     @property
     def micro_operations(self) -> int:
