@@ -61,8 +61,8 @@ def fetch(context: Context, name: str) -> None:
     if tensor is not None and tensor.value == name and value.is_plain:
         context.on_host.add(name)
         return
-    node = context.nodes.get(name)
-    if node is not None and len(node.operands) == 1:
+    node = context.renaming.get(name)
+    if node is not None:
         fetch(context, node.variable(0))
         emit_on_host(context, node, "moves no data on the accelerator, and the host reads it")
         return

@@ -4,6 +4,7 @@ emitted. Rules (`lower_*.py`) read and extend it.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,8 @@ class Context:
         Tensors that lie inside others (operands of concatenations).
     fused : set
         Operators that an earlier one has done already.
+    renaming : dict
+        Operators that only rename elements; the host does them itself where it reads their variables.
     """
 
     graph: IntegerGraph
@@ -66,7 +69,16 @@ class Context:
     steps: list[TileOp | HostStep] = field(default_factory=list)
     placed: dict[str, Placement] = field(default_factory=dict)
     fused: set[str] = field(default_factory=set)
-    nodes: dict[str, Node] = field(default_factory=dict)
+    renaming: dict[str, Node] = field(default_factory=dict)
+
+    def snapshot(self) -> Context:
+        """A copy to go back to; constants may stay."""
+        fields = (name for name in self.__dataclass_fields__ if name not in ("graph", "config", "pool"))
+        return replace(self, **{name: copy(getattr(self, name)) for name in fields})
+
+    def restore(self, saved: Context) -> None:
+        """Undo everything since `saved`."""
+        self.__dict__.update(saved.__dict__)
 
     # --- extents
     @property
@@ -141,6 +153,11 @@ class Context:
         self.values[node.name] = value
         self.shapes[node.name] = node.shape
         self.ranges[node.name] = (value.low, value.high)
+
+    def define_view(self, node: Node, value: Value) -> None:
+        """`node` only renames elements: its variable is another reading of tiles that are there."""
+        self.define(node, value)
+        self.renaming[node.name] = node
 
     def emit(self, op: TileOp | HostStep) -> None:
         """Append a step."""

@@ -22,8 +22,19 @@ from typing import TYPE_CHECKING, Any
 from lpsn_tvm.errors import CompileError
 from lpsn_tvm.targets.vta.host import fetch_outputs, lower_to_host
 from lpsn_tvm.targets.vta.integer_graph import IntegerGraph, Node, read_graph
+from lpsn_tvm.targets.vta.lower_concat import lower_concat
 from lpsn_tvm.targets.vta.lower_context import Context, Unmapped
 from lpsn_tvm.targets.vta.lower_conv import lower_layer
+from lpsn_tvm.targets.vta.lower_elementwise import lower_add, lower_requantize
+from lpsn_tvm.targets.vta.lower_move import (
+    lower_depth_to_space,
+    lower_pad,
+    lower_reshape,
+    lower_resize_nearest,
+    lower_strided_slice,
+    lower_transpose,
+)
+from lpsn_tvm.targets.vta.lower_pool import lower_avg_pool2d, lower_global_avg_pool2d, lower_max_pool2d
 from lpsn_tvm.targets.vta.network import LoweredNetwork
 from lpsn_tvm.targets.vta.weights import ConstantPool
 
@@ -35,8 +46,29 @@ RULES: dict[str, Rule] = {
     "lpsn.conv2d": lower_layer,
     "lpsn.conv2d_transpose": lower_layer,
     "lpsn.dense": lower_layer,
+    "lpsn.add": lower_add,
+    "lpsn.requantize": lower_requantize,
+    "lpsn.concat": lower_concat,
+    "lpsn.max_pool2d": lower_max_pool2d,
+    "lpsn.avg_pool2d": lower_avg_pool2d,
+    "lpsn.global_avg_pool2d": lower_global_avg_pool2d,
+    "lpsn.resize_nearest": lower_resize_nearest,
+    "lpsn.pad": lower_pad,
+    "lpsn.strided_slice": lower_strided_slice,
+    "lpsn.depth_to_space": lower_depth_to_space,
+    "lpsn.reshape": lower_reshape,
+    "lpsn.transpose": lower_transpose,
 }
 """Operator -> what puts it on the accelerator; operators without a rule run on the host."""
+_REASONS = {
+    "lpsn.quantize": "float32 becomes integers",
+    "lpsn.dequantize": "integers become float32",
+    "lpsn.lookup": "the accelerator has no tables",
+    "lpsn.channel_lookup": "the accelerator has no tables",
+    "lpsn.multiply": "the accelerator multiplies by constants only",
+    "lpsn.resize_linear": "its weights differ from pixel to pixel",
+}
+"""Why an operator has no rule."""
 
 
 def lower(mod: Any, config: VtaConfig) -> LoweredNetwork:
@@ -83,13 +115,14 @@ def lower_graph(graph: IntegerGraph, config: VtaConfig) -> LoweredNetwork:
 def _lower_node(context: Context, node: Node) -> None:
     rule = RULES.get(node.op)
     if rule is None:
-        lower_to_host(context, node, "the accelerator has no such operation")
+        lower_to_host(context, node, _REASONS.get(node.op, "the accelerator has no such operation"))
         return
-    emitted = len(context.steps)
+    before = context.snapshot()
     try:
         rule(context, node)
     except Unmapped as reason:
-        del context.steps[emitted:]
+        context.restore(before)
         lower_to_host(context, node, str(reason))
-    except CompileError as error:
-        raise CompileError(str(error), where=node.name) if error.where is None else error from error
+    except ValueError as error:
+        # The arithmetic refuses numbers, as `quant` does: multipliers that are no powers of two.
+        raise CompileError(str(error), where=node.name) from error
