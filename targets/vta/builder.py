@@ -296,16 +296,10 @@ def _steps(count: int, advance: Loop) -> Index:
 
 
 def _distinct_sums(left: Index, right: Index) -> Index:
-    """The distinct values of `left[i] + right[j]`, ascending. A table of flags is much faster than sorting."""
-    sums = _distinct(left)[:, None] + _distinct(right)[None]
-    return _distinct(sums.reshape(-1))
-
-
-def _distinct(values: Index) -> Index:
-    low = int(values.min())
-    flags = np.zeros(int(values.max()) - low + 1, np.bool_)
-    flags[values - low] = True
-    found: Index = np.flatnonzero(flags) + low
+    """The distinct values of `left[i] + right[j]` >= 0, ascending. A table of flags is much faster than sorting."""
+    flags = np.zeros(int(left.max()) + int(right.max()) + 1, np.bool_)
+    flags[left[:, None] + right] = True
+    found: Index = flags.nonzero()[0]
     return found
 
 
