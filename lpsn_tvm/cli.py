@@ -85,7 +85,7 @@ def build(
     calibration: Annotated[
         Path | None, typer.Option(help="Folder of images, or .npy / .npz file, of unlabelled samples.")
     ] = None,
-    target: Annotated[str, typer.Option(help="Backend or TVM target string.")] = "llvm",
+    target: Annotated[str, typer.Option(help='Target string: llvm, "llvm -mcpu=...", vta, "vta -preset=..."')] = "llvm",
     bits: Annotated[str, typer.Option(help="2..8, WEIGHTS,ACTIVATIONS such as 4,8, or float.")] = "8",
     sparsity: Annotated[
         list[str] | None,
@@ -108,6 +108,10 @@ def build(
     measure: Annotated[
         bool, typer.Option(help="Measure the latency of module and float network for the report.")
     ] = True,
+    search: Annotated[
+        str, typer.Option(help="vta: on, off, or seconds per layer that schedules are searched for.")
+    ] = "on",
+    cache: Annotated[str, typer.Option(help="vta: on, off, or the directory that keeps found schedules.")] = "on",
     onnx: Annotated[
         Path | None, typer.Option("--onnx", help="Also write the compressed network as (QDQ) ONNX.")
     ] = None,
@@ -137,6 +141,8 @@ def build(
             num_threads=threads,
             seed=seed,
             measure=measure,
+            search=_search(search),
+            cache={"on": True, "off": False}.get(cache, cache),
             progress=False if as_json else None,
             **options,
         )
@@ -146,6 +152,15 @@ def build(
     except LpsnError as error:
         _fail(error, as_json)
     _show(module.report, as_json, {"output": str(output), "bytes": output.stat().st_size})
+
+
+def _search(text: str) -> bool | float:
+    if text in ("on", "off"):
+        return text == "on"
+    try:
+        return float(text)
+    except ValueError as error:
+        raise LpsnError(f"expected on, off or seconds, got {text!r}", where="--search") from error
 
 
 def _check_writable(output: Path) -> None:

@@ -1,0 +1,188 @@
+"""`build(target="vta")` from ONNX to simulated outputs: bit for bit what the integer graph says, or a clear error."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from random_graphs import random_model
+
+import lpsn_tvm
+from lpsn_tvm import RecipeError, TargetError
+from lpsn_tvm.reference import run_reference
+from lpsn_tvm.targets import Parts, get_backend
+from lpsn_tvm.targets.vta.artifact import VtaArtifact
+from lpsn_tvm.targets.vta.backend import make_artifact
+from lpsn_tvm.targets.vta.config import PRESETS
+
+MODELS = Path(__file__).resolve().parents[3] / "tutorials" / "models"
+pytestmark = pytest.mark.filterwarnings("ignore:no calibration data")
+
+
+def built(model: Any, *, target: str = "vta", **options: Any) -> tuple[VtaArtifact, Any]:
+    """The module, and the integer graph that it was lowered from."""
+    kept: list[Any] = []
+
+    def maker(backend: Any, mod: Any, parts: Parts, progress: Any) -> VtaArtifact:
+        kept.append(mod)
+        return make_artifact(backend, mod, parts, progress)
+
+    backend = get_backend(target)
+    backend = replace(backend, specializer=lambda b, bits: replace(get_backend(target).for_bits(bits), maker=maker))
+    settings = {"sparsity": None, "search": False, "measure": False, "samples": 8} | options
+    module = lpsn_tvm.build(model, target=backend, **settings)
+    assert isinstance(module, VtaArtifact)
+    return module, kept[0]
+
+
+def assert_equals_reference(module: VtaArtifact, mod: Any, seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
+    feeds = {i.name: rng.standard_normal(i.shape).astype(np.float32) for i in module.inputs}
+    result = module(feeds)
+    outputs = list(result.values()) if isinstance(result, dict) else [result]
+    for value, expected in zip(outputs, run_reference(mod, feeds).values(), strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.parametrize("bits", [8, 4, (4, 8)], ids=str)
+@pytest.mark.parametrize("seed", [2, 3, 7, 12])
+def test_random_networks_equal_the_integer_graph(seed: int, bits: Any) -> None:
+    assert_equals_reference(*built(random_model(seed), bits=bits))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["vta", "vta -preset=pynq-0.0.2", "vta -preset=pynq-4x8", "vta -preset=pynq-i4"])
+@pytest.mark.parametrize("seed", range(100, 140))
+def test_many_random_networks_equal_the_integer_graph(seed: int, target: str) -> None:
+    assert_equals_reference(*built(random_model(seed), bits=4 if "i4" in target else 8, target=target))
+
+
+@pytest.mark.parametrize("name", ["fashion_resnet14", pytest.param("fashion_mobilenet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("bits", [8, pytest.param(4, marks=pytest.mark.slow)])
+def test_shipped_networks_equal_the_integer_graph(name: str, bits: int) -> None:
+    module, mod = built(MODELS / f"{name}.onnx", bits=bits)
+    assert_equals_reference(module, mod)
+    # All layers in one program: only the image's way in and the scores' way out are on the host.
+    assert len(module.network.device_steps) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [8, 4])
+def test_super_resolution_equals_the_integer_graph(bits: int) -> None:
+    assert_equals_reference(*built(MODELS / "espcn_x2.onnx", bits=bits, input_shapes={"input": (1, 1, 32, 40)}))
+
+
+def test_a_batch_in_one_program() -> None:
+    module, mod = built(MODELS / "fashion_resnet14.onnx", bits=8, batch=2)
+    assert module.batch == 2
+    assert_equals_reference(module, mod)
+
+
+def test_the_report_says_what_runs_where_and_how_fast(tmp_path: Path) -> None:
+    stages: list[tuple[str, int, int]] = []
+    module, _ = built(random_model(7), bits=8, measure=True, progress=lambda *event: stages.append(event))
+    record = module.report.accelerator
+    assert record is not None and record.config == PRESETS["pynq"].name
+    assert {step.place for step in record.steps} == {"accelerator", "host"}
+    assert all(step.reason for step in record.steps if step.place == "host")
+    assert module.report.accelerator.cycles["pynq"] == module.cycles
+    total = sum(len(step.ops) for step in module.network.device_steps)
+    assert ("schedule", total, total) in stages
+    assert "vta schedules and programs" in module.report.seconds
+    path = module.save(tmp_path / "net.lpsn")
+    assert str(lpsn_tvm.load(path).report) == str(module.report)
+
+
+def test_a_bitstream_that_nobody_publishes_is_noted() -> None:
+    module, _ = built(random_model(3), bits=4)
+    assert any("no published bitstream for 1x16_i4w4a32_15_14_17_17" in note for note in module.report.notes)
+    module, _ = built(random_model(3), bits=8)
+    assert not any("bitstream" in note for note in module.report.notes)
+
+
+def test_search_is_cached(tmp_path: Path) -> None:
+    model = random_model(3)
+    first, mod = built(model, bits=8, search=0.3, cache=str(tmp_path))
+    entries = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    assert entries
+    again, _ = built(model, bits=8, search=0.3, cache=str(tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")} == entries
+    assert again.cycles == first.cycles <= built(model, bits=8)[0].cycles
+    assert_equals_reference(first, mod)
+
+
+def test_a_configuration_file(tmp_path: Path) -> None:
+    PRESETS["pynq-0.0.2"].write(tmp_path / "vta_config.json")
+    module, mod = built(random_model(3), bits=8, target=f"vta -config={tmp_path / 'vta_config.json'} -model=rtl")
+    assert (module.config, module.model) == (PRESETS["pynq-0.0.2"], "rtl")
+    assert_equals_reference(module, mod)
+
+
+@pytest.mark.parametrize(
+    ("target", "bits", "config"),
+    [
+        ("vta", 8, "pynq"),
+        ("vta", 4, "pynq-i4"),
+        ("vta", (4, 8), "pynq-i8w4"),
+        ("vta -preset=pynq-0.0.2", 8, "pynq-0.0.2"),
+        ("vta -preset=ultra96", 5, "ultra96"),
+        ("vta -preset=1x16_i4w4a32_15_14_17_17", 3, "pynq-i4"),
+    ],
+    ids=str,
+)
+def test_geometry_follows_target_and_bits(target: str, bits: Any, config: str) -> None:
+    pair = bits if isinstance(bits, tuple) else (bits, bits)
+    backend = get_backend(target).for_bits(pair)
+    assert backend.geometry.config == PRESETS[config]
+    assert backend.channel_tile == 16
+    assert backend.scheme.rounding == "half_up"
+    assert get_backend(backend.tvm_target).geometry.config == PRESETS[config]
+
+
+@pytest.mark.parametrize(
+    ("target", "bits", "message"),
+    [
+        ("vta", None, "integers only|integer arithmetic"),
+        ("vta", 6, r"\(8, 8\)"),
+        ("vta", (8, 4), r"\(4, 8\)"),
+        ("vta -preset=pynq-i4", 8, "holds 2 to 4"),
+        ("vta -preset=nonesuch", 8, "presets: pynq"),
+        ("vta -model=exact", 8, "rtl, pynq"),
+        ("vta -speed=fast", 8, "-preset"),
+        ("vta -preset=pynq -config=x.json", 8, "not both"),
+        ("vta -config=/nonexistent/vta_config.json", 8, "cannot be read"),
+    ],
+    ids=str,
+)
+def test_bad_targets_and_bits(target: str, bits: Any, message: str) -> None:
+    with pytest.raises(TargetError, match=message):
+        lpsn_tvm.build(random_model(3), target=target, bits=bits)
+
+
+def test_impossible_geometry(tmp_path: Path) -> None:
+    path = tmp_path / "vta_config.json"
+    path.write_text(json.dumps(PRESETS["pynq"].to_json() | {"LOG_ACC_BUFF_SIZE": 20}))
+    with pytest.raises(TargetError, match=r"vta_config\.json"):
+        lpsn_tvm.build(random_model(3), target=f"vta -config={path}")
+
+
+@pytest.mark.parametrize("options", [{"search": -1}, {"search": "fast"}, {"cache": 3}], ids=str)
+def test_bad_options(options: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=next(iter(options))):
+        lpsn_tvm.build(random_model(3), target="vta", **options)
+
+
+def test_an_interrupted_search_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lpsn_tvm.targets.vta import backend
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(backend, "find_schedule", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lpsn_tvm.build(random_model(3), target="vta", sparsity=None, cache=str(tmp_path)).save(tmp_path / "net.lpsn")
+    assert not list(tmp_path.iterdir())
