@@ -150,7 +150,7 @@ def _program(
         try:
             emit(builder, op, schedule)
         except CompileError as error:
-            raise CompileError(str(error), where=op.name) from error
+            raise CompileError(str(error).removeprefix(f"{op.name}: "), where=op.name) from error
 
     def device(name: str) -> DeviceTensor:
         tensor = network.tensors[name]

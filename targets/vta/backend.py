@@ -153,7 +153,8 @@ def _chooser(recipe: Recipe, model: str) -> Callable[[TileOp, VtaConfig], Schedu
                 found[key] = result.schedule
             return found[key]
         except CompileError as error:
-            raise CompileError(f"fits {config.name} under no schedule: {error}", where=op.name) from error
+            reason = str(error).removeprefix(f"{op.name}: ")
+            raise CompileError(f"fits {config.name} under no schedule: {reason}", where=op.name) from error
 
     return choose
 

@@ -12,12 +12,16 @@ import pytest
 from random_graphs import random_model
 
 import lpsn_tvm
-from lpsn_tvm import RecipeError, TargetError
+from lpsn_tvm import CompileError, Recipe, RecipeError, TargetError
+from lpsn_tvm.artifact import TensorInfo
 from lpsn_tvm.reference import run_reference
+from lpsn_tvm.schedules.vta.ops import Gemm, Plane, Scalar, Span, Store, Tap, TileOp
 from lpsn_tvm.targets import Parts, get_backend
 from lpsn_tvm.targets.vta.artifact import VtaArtifact
-from lpsn_tvm.targets.vta.backend import make_artifact
+from lpsn_tvm.targets.vta.backend import compile_network, make_artifact
 from lpsn_tvm.targets.vta.config import PRESETS
+from lpsn_tvm.targets.vta.layout import TileLayout
+from lpsn_tvm.targets.vta.network import LoweredNetwork, SymbolicTensor
 
 MODELS = Path(__file__).resolve().parents[3] / "tutorials" / "models"
 pytestmark = pytest.mark.filterwarnings("ignore:no calibration data")
@@ -168,6 +172,23 @@ def test_impossible_geometry(tmp_path: Path) -> None:
     path.write_text(json.dumps(PRESETS["pynq"].to_json() | {"LOG_ACC_BUFF_SIZE": 20}))
     with pytest.raises(TargetError, match=r"vta_config\.json"):
         lpsn_tvm.build(random_model(3), target=f"vta -config={path}")
+
+
+@pytest.mark.parametrize("search", [True, False])
+def test_a_kernel_larger_than_any_tiling_is_named(search: bool) -> None:
+    """1600 weight tiles per output block; the accelerator has 1024, and taps are not split."""
+    one = Span(0, 1, 1)
+    taps = tuple(Tap(one, one, Span(i // 40, 1, 1), Span(i % 40, 1, 1), i) for i in range(1600))
+    gemm = Gemm(Plane.dense("x", 0, 1, 1, 40, 40), taps, "w", 0, 1600, 1600, 1, (0,))
+    op = TileOp("giant", 1, 1, 1, 1, (gemm, Scalar("shr", 3), Store(Plane.dense("y", 0, 1, 1, 1, 1))))
+    shapes = {"x": (1, 16, 40, 40), "y": (1, 16, 1, 1)}
+    tensors = {name: SymbolicTensor(name, TileLayout(shape, 1, 16)) for name, shape in shapes.items()}
+    weights = {"w": np.zeros((1600, 16, 16), np.int8)}
+    lowered = LoweredNetwork(
+        PRESETS["pynq"], (TensorInfo("x", shapes["x"], "int8"),), ("y",), tensors, weights, {}, (op,)
+    )
+    with pytest.raises(CompileError, match=r"^giant: fits 1x16_\S+ under no schedule: .*WGT"):
+        compile_network(lowered, Recipe(search=search, cache=False), "pynq")
 
 
 @pytest.mark.parametrize("options", [{"search": -1}, {"search": "fast"}, {"cache": 3}], ids=str)
