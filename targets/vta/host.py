@@ -16,6 +16,7 @@ def lower_to_host(context: Context, node: Node, reason: str) -> None:
     for name in node.variables:
         fetch(context, name)
     emit_on_host(context, node, reason)
+    context.host_made.add(node.name)
 
 
 def emit_on_host(context: Context, node: Node, reason: str) -> None:

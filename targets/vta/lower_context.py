@@ -50,6 +50,8 @@ class Context:
         Variables on the accelerator.
     on_host : set
         Variables that the host holds or has been told to fetch.
+    host_made : set
+        Variables that the host has made.
     placed : dict
         Tensors that lie inside others (operands of concatenations).
     fused : set
@@ -65,6 +67,7 @@ class Context:
     ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
     on_host: set[str] = field(default_factory=set)
+    host_made: set[str] = field(default_factory=set)
     tensors: dict[str, SymbolicTensor] = field(default_factory=dict)
     steps: list[TileOp | HostStep] = field(default_factory=list)
     placed: dict[str, Placement] = field(default_factory=dict)
@@ -142,10 +145,15 @@ class Context:
 
     def new_region(self, name: str, value: str, shape: tuple[int, ...]) -> str:
         """A tensor that is no variable's own; returns its unique name."""
+        unique = self.unused_name(name)
+        self.tensors[unique] = SymbolicTensor(value, self.layout(shape))
+        return unique
+
+    def unused_name(self, name: str) -> str:
+        """`name`, numbered if a tensor or a variable has it."""
         unique, count = name, 1
         while unique in self.tensors or unique in self.graph.consumers:
             unique, count = f"{name}.{count}", count + 1
-        self.tensors[unique] = SymbolicTensor(value, self.layout(shape))
         return unique
 
     def define(self, node: Node, value: Value) -> None:

@@ -132,7 +132,7 @@ def _sums(
     """Taps over all parts of the input, and the range of the sums with the bias."""
     variable = layer.node.variable(0)
     steps: list[Step] = []
-    for source, doubles in sources_of(context, variable, layer.weight, layer.groups, layer.windows, result):
+    for source, doubles in sources_of(context, name, variable, layer.groups, layer.windows, result):
         steps.append(gemm(context, f"{name}.weights", source, result, layer.windows, layer.weight, layer.groups))
         steps += [Scalar("double")] * doubles
     low, high = sum_range(layer.weight, *context.ranges[variable])

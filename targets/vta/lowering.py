@@ -95,6 +95,7 @@ def lower_graph(graph: IntegerGraph, config: VtaConfig) -> LoweredNetwork:
     for info in graph.inputs:
         context.shapes[info.name] = info.shape
         context.on_host.add(info.name)
+        context.host_made.add(info.name)
         if info.dtype == "int8":
             context.ranges[info.name] = (-128, 127)
     for node in graph.nodes:
