@@ -14,7 +14,6 @@ from lpsn_tvm.errors import CompileError
 from lpsn_tvm.targets.vta.host_steps import OPERATORS as OWN_OPERATORS
 from lpsn_tvm.targets.vta.layout import TileLayout
 from lpsn_tvm.targets.vta.network import DeviceTensor, HostStep, VtaNetwork
-from lpsn_tvm.targets.vta.program import link
 from lpsn_tvm.targets.vta.simulator import SimulationResult, simulate
 
 Array = npt.NDArray[Any]
@@ -60,7 +59,7 @@ def execute(network: VtaNetwork, feeds: Mapping[str, Array], **options: Any) -> 
             memory.put(step.output, run_host(step, memory))
             continue
         inputs = {tensor.region: memory.bytes_of(tensor) for tensor in step.inputs}
-        result = simulate(link(step.program), inputs=inputs, **options)
+        result = simulate(step.linked, inputs=inputs, **options)
         memory.keep(step.outputs, result.memory)
         simulations.append(result)
         given.append(inputs)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from lpsn_tvm.targets.vta.layout import Layout
 
 if TYPE_CHECKING:
     from lpsn_tvm.targets.vta.config import VtaConfig
-    from lpsn_tvm.targets.vta.program import Program
+    from lpsn_tvm.targets.vta.program import LinkedProgram, Program
 
 Array = npt.NDArray[Any]
 
@@ -156,6 +157,13 @@ class DeviceStep:
     inputs: tuple[DeviceTensor, ...]
     outputs: tuple[DeviceTensor, ...]
     peak_arena: int = 0
+
+    @cached_property
+    def linked(self) -> LinkedProgram:
+        """The program at the default addresses (linked once)."""
+        from lpsn_tvm.targets.vta.program import link
+
+        return link(self.program)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from lpsn_tvm.accelerator_report import AcceleratorReport, AcceleratorStep
 from lpsn_tvm.targets.vta.isa import INSTRUCTION_BYTES, Load, Store
 from lpsn_tvm.targets.vta.network import DeviceStep, HostStep, VtaNetwork
-from lpsn_tvm.targets.vta.program import Program, link, tile_bytes
+from lpsn_tvm.targets.vta.program import Program, tile_bytes
 from lpsn_tvm.targets.vta.simulator import SimulationResult, Timeline, simulate
 
 MODELS = ("rtl", "pynq")
@@ -49,7 +49,7 @@ def profile(network: VtaNetwork, models: Sequence[str] = MODELS) -> AcceleratorR
 def time_program(step: DeviceStep, model: str) -> SimulationResult:
     """Cycles and timeline of one program."""
     inputs = {tensor.region: bytes(tensor.layout.size) for tensor in step.inputs}
-    return simulate(link(step.program), inputs=inputs, model=model, functional=False, timeline=True)
+    return simulate(step.linked, inputs=inputs, model=model, functional=False, timeline=True)
 
 
 def operator_cycles(timeline: Timeline, total: int) -> list[int]:
