@@ -15,13 +15,14 @@ from lpsn_tvm.schedules.vta.nest import MIN_DISTANCE, Body, GemmShape, expand, f
 from lpsn_tvm.schedules.vta.nest_columns import column_bodies
 from lpsn_tvm.schedules.vta.ops import Gemm, Pool, Scalar, Step, Store, TileOp, Vector
 from lpsn_tvm.schedules.vta.placement import fits, is_shared, placement
+from lpsn_tvm.schedules.vta.pooling import pool, pool_early
 from lpsn_tvm.schedules.vta.recorder import Recorder
 from lpsn_tvm.schedules.vta.reduction import Chunk, Piece, WeightContent, chunks, split
 from lpsn_tvm.schedules.vta.schedule import Schedule
 from lpsn_tvm.schedules.vta.slots import SlotPool, Transfer, transfers
 from lpsn_tvm.schedules.vta.space import candidates, default_schedule
 from lpsn_tvm.schedules.vta.tiling import Tile, clip_taps, tiles
-from lpsn_tvm.schedules.vta.vector_ops import alu_nest, clear, pool
+from lpsn_tvm.schedules.vta.vector_ops import alu_nest, clear
 
 if TYPE_CHECKING:
     from lpsn_tvm.targets.vta.builder import ProgramBuilder
@@ -49,7 +50,7 @@ def emit(builder: ProgramBuilder, op: TileOp, schedule: Schedule) -> None:
     CompileError
         The operator does not fit into SRAM under this schedule.
     """
-    _Emitter(builder, op, schedule).run()
+    _Emitter(builder, pool_early(op), schedule).run()
 
 
 class _Emitter:

@@ -20,6 +20,8 @@ from lpsn_tvm.schedules.vta.tiling import (
     window,
 )
 
+SHORT_TRANSFER = 8  # weight tiles; a transfer costs tens of cycles before the first one
+
 
 @dataclass(frozen=True)
 class InputContent:
@@ -96,16 +98,17 @@ class Piece:
 
 
 def split(chunk: Chunk) -> list[Piece]:
-    """The input blocks of a chunk one by one, where that takes few transfers."""
+    """The input blocks of a chunk one by one or a few at a time, so that a transfer is not too short."""
     shape, inputs, weights = chunk.shape, chunk.inputs, chunk.weights
     simple = shape.batches.count == 1 and inputs.blocks.count == shape.inputs.count == weights.inputs
-    if not simple or shape.inputs.count == 1:
+    size = -(-SHORT_TRANSFER // weights.taps)
+    if not simple or shape.inputs.count <= size:
         return [Piece.whole(chunk)]
     pieces = []
-    for k in range(shape.inputs.count):
-        block = replace(inputs, blocks=Range(inputs.blocks.start + k, inputs.blocks.start + k + 1))
-        one = replace(weights, base=weights.base + k * weights.input_stride, inputs=1)
-        # In the slot, the weights of one input block of consecutive output blocks are not neighbours.
+    for k, stop in ((piece.start, piece.stop) for piece in cut(shape.inputs.count, size)):
+        block = replace(inputs, blocks=Range(inputs.blocks.start + k, inputs.blocks.start + stop))
+        one = replace(weights, base=weights.base + k * weights.input_stride, inputs=stop - k)
+        # In the slot, the weights of these input blocks of consecutive output blocks are not neighbours.
         per_output = [
             replace(move, sram=o * shape.outputs.wgt + k * shape.inputs.wgt)
             for o in range(weights.outputs)
@@ -113,7 +116,7 @@ def split(chunk: Chunk) -> list[Piece]:
         ]
         pieces.append(
             Piece(
-                replace(shape, inputs=replace(shape.inputs, count=1)),
+                replace(shape, inputs=replace(shape.inputs, count=stop - k)),
                 (0, k * shape.inputs.src, k * shape.inputs.wgt),
                 tuple(replace(move, sram=move.sram + k * shape.inputs.src) for move in block.transfers()),
                 tuple(per_output),
