@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 from lpsn_tvm.schedules.vta.ops import Gemm, TileOp
 from lpsn_tvm.schedules.vta.placement import fits
 from lpsn_tvm.schedules.vta.schedule import Schedule
-from lpsn_tvm.targets.vta.bounds import out_extent
+from lpsn_tvm.targets.vta.traffic import out_extent, spatial_tiles
 
 if TYPE_CHECKING:
     from lpsn_tvm.targets.vta.config import VtaConfig
 
-SLOTS = (0, 1, 2, 3, 4, 6, 8)
+SLOTS = (0, 2, 3, 4, 6)
 ORDERS: tuple[Literal["oc", "spatial"], ...] = ("oc", "spatial")
 INNERS: tuple[Literal["x", "co"], ...] = ("x", "co")
 _HINTS = get_type_hints(Schedule)
@@ -44,9 +44,14 @@ def extents_of(op: TileOp) -> dict[str, int]:
     }
 
 
-def clamped(schedule: Schedule, op: TileOp) -> Schedule:
-    """The same schedule with tile sizes no larger than the operator."""
-    return changed(schedule, {name: min(getattr(schedule, name), most) for name, most in extents_of(op).items()})
+def normalized(schedule: Schedule, op: TileOp) -> Schedule:
+    """The same program, written one way: sizes within the operator, choices without effect at their default."""
+    schedule = changed(schedule, {name: min(getattr(schedule, name), most) for name, most in extents_of(op).items()})
+    if schedule.tile_co == op.blocks or spatial_tiles(op, schedule) == 1:
+        return replace(schedule, order="oc", thread_axis="h")
+    if schedule.threads == 1:
+        return replace(schedule, thread_axis="h" if schedule.order == "oc" else "oc")
+    return schedule
 
 
 def changed(schedule: Schedule, values: Mapping[str, Any]) -> Schedule:
@@ -82,9 +87,9 @@ def neighbours(schedule: Schedule, op: TileOp) -> Iterator[Schedule]:
                 yield changed(schedule, {name: value})
     yield replace(schedule, threads=3 - schedule.threads)
     for name in ("inp_slots", "wgt_slots"):
-        at = SLOTS.index(min(SLOTS, key=lambda slots: abs(slots - getattr(schedule, name))))
-        for slots in SLOTS[max(at - 1, 0) : at] + SLOTS[at + 1 : at + 2]:
-            yield changed(schedule, {name: slots})
+        for slots in SLOTS:
+            if slots != getattr(schedule, name):
+                yield changed(schedule, {name: slots})
     # Rows against blocks: the accumulator buffer is shared by both.
     for rows, blocks in ((1, -1), (-1, 1)):
         tile_h = _step(schedule.tile_h, out_extent(op, 0), rows)

@@ -22,7 +22,7 @@ from lpsn_tvm.schedules.vta.schedule import Schedule
 from lpsn_tvm.targets.vta.bounds import estimate, lower_bound, rates_of, work_of
 from lpsn_tvm.targets.vta.builder import ProgramBuilder
 from lpsn_tvm.targets.vta.cycle_model import CycleModel, cycle_model
-from lpsn_tvm.targets.vta.neighbours import clamped, neighbours, seeds
+from lpsn_tvm.targets.vta.neighbours import neighbours, normalized, seeds
 from lpsn_tvm.targets.vta.program import LinkedProgram, link
 from lpsn_tvm.targets.vta.schedule_cache import ScheduleCache, open_cache
 from lpsn_tvm.targets.vta.search_key import canonical, declare, search_key
@@ -112,7 +112,7 @@ def find_schedule(
     cache : ScheduleCache, path or bool, optional
         Where results are remembered: by default the user's cache directory; False: nowhere.
     budget_seconds : float
-        No new candidate is begun after this time; the default schedule is always simulated.
+        Processor time after which no new candidate is begun; the default schedule is always simulated.
     progress : callable, optional
         Told in one line whenever a better schedule is found.
 
@@ -128,7 +128,7 @@ def find_schedule(
         result = None if known is None else ScheduleResult.from_json(known)
         if result is not None and fits(op, result.schedule, config):
             return result
-    result = _Search(op, config, chosen, progress).run(time.monotonic() + budget_seconds)
+    result = _Search(op, config, chosen, progress).run(time.process_time() + budget_seconds)
     if store is not None:
         store.write(key, result.to_json())
     return result
@@ -163,12 +163,12 @@ class _Search:
         self.bound = 0
 
     def run(self, deadline: float) -> ScheduleResult:
-        default = clamped(default_schedule(self.op, self.config), self.op)
+        default = normalized(default_schedule(self.op, self.config), self.op)
         self.add([default])
         default_cycles = self.try_next()
         self.add(seeds(self.op, self.config))
         idle = 0
-        while self.queue and idle < PATIENCE and time.monotonic() < deadline and not self.is_good_enough():
+        while self.queue and idle < PATIENCE and time.process_time() < deadline and not self.is_good_enough():
             before = self.best
             self.try_next()
             idle = 0 if self.best != before else idle + 1
@@ -182,7 +182,7 @@ class _Search:
     def add(self, schedules: Iterable[Schedule]) -> None:
         """Queue those that are new, fit, and may be better than the best."""
         for schedule in schedules:
-            schedule = clamped(schedule, self.op)
+            schedule = normalized(schedule, self.op)
             if schedule in self.seen:
                 continue
             self.seen.add(schedule)

@@ -27,6 +27,7 @@ _SOURCES = (
     "neighbours",
     "search",
     "search_key",
+    "traffic",
     "uop_buffer",
 )
 
