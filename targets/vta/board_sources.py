@@ -12,7 +12,7 @@ import inspect
 from types import ModuleType
 
 from lpsn_tvm import float_ops, quant
-from lpsn_tvm.targets.vta import layout
+from lpsn_tvm.targets.vta import host_steps, layout
 
 BOARD_PYTHON = (3, 8)
 _PREAMBLE = '''
@@ -36,9 +36,11 @@ def _erf(x):
 
 
 def board_modules() -> dict[str, str]:
-    """File name -> source: `lpsn_quant.py`, `lpsn_float_ops.py` and `lpsn_layout.py`, each valid Python 3.8."""
-    modules = {"lpsn_quant.py": quant, "lpsn_float_ops.py": float_ops, "lpsn_layout.py": layout}
-    return {name: for_board(inspect.getsource(module), module) for name, module in modules.items()}
+    """File name -> source, valid Python 3.8: `lpsn_quant.py`, `lpsn_float_ops.py`, `lpsn_host_steps.py`,
+    `lpsn_layout.py`.
+    """
+    modules = {"quant": quant, "float_ops": float_ops, "host_steps": host_steps, "layout": layout}
+    return {f"lpsn_{name}.py": for_board(inspect.getsource(module), module) for name, module in modules.items()}
 
 
 def for_board(source: str, module: ModuleType) -> str:

@@ -3,7 +3,7 @@
  * Each function equals the numpy function of the same name bit for bit (softmax: up to float rounding). Compile with
  *     cc -std=c99 -O3 -ffp-contract=off -fPIC -shared host_ops.c -o host_ops.so -lm
  * A fused multiply-add would round once where numpy rounds twice, hence -ffp-contract=off. Bytes are int8 or uint8
- * containers; `is_signed` says which. Right shifts of negative numbers are arithmetic on every compiler that a board has.
+ * containers; `is_signed` says which. Right shifts of negative numbers are arithmetic on every compiler of a board.
  */
 #include <math.h>
 #include <stdint.h>
@@ -14,15 +14,9 @@
 
 typedef int64_t size;
 
-static int32_t value_of(const uint8_t *data, size index, int32_t is_signed)
-{
-    return is_signed ? (int32_t)(int8_t)data[index] : (int32_t)data[index];
-}
+static int32_t value_of(const uint8_t *x, size i, int32_t is_signed) { return is_signed ? (int8_t)x[i] : x[i]; }
 
-static int64_t clamp(int64_t value, int32_t low, int32_t high)
-{
-    return value < low ? low : value > high ? high : value;
-}
+static int64_t clamp(int64_t v, int32_t low, int32_t high) { return v < low ? low : v > high ? high : v; }
 
 /* The clamp comes before the rounding, as in the reference. */
 static uint8_t to_integer(float value, int32_t zero_point, int32_t qmin, int32_t qmax)
@@ -43,13 +37,10 @@ static float bounded(float value)
 /* value * 2**exponent, rounded half up */
 static int64_t scale_half_up(int64_t value, int32_t exponent)
 {
-    if (exponent >= 0)
-        return value * ((int64_t)1 << exponent);
-    return (value + (((int64_t)1 << -exponent) >> 1)) >> -exponent;
+    return exponent >= 0 ? value * ((int64_t)1 << exponent) : (value + (((int64_t)1 << -exponent) >> 1)) >> -exponent;
 }
 
 int32_t host_ops_version(void) { return HOST_OPS_VERSION; }
-
 /* --- one tensor, element by element */
 
 void quantize(const float *x, uint8_t *out, size count, float inv_scale, int32_t zero_point, int32_t qmin, int32_t qmax)
@@ -70,11 +61,20 @@ void dequantize_int32(const int32_t *q, float *out, size count, float scale, int
         out[i] = (float)(q[i] - zero_point) * scale;
 }
 
+/* One factor per channel; element i belongs to channel (i / inner) % channels. */
+void scale_int32(const int32_t *acc, const float *scale, float *out, size count, size channels, size inner)
+{
+    for (size start = 0; start < count; start += inner)
+        for (size i = start; i < start + inner; i++)
+            out[i] = (float)acc[i] * scale[start / inner % channels];
+}
+
 void requantize(const uint8_t *q, uint8_t *out, size count, int32_t is_signed, float multiplier, int32_t in_zero_point,
                 int32_t out_zero_point, int32_t qmin, int32_t qmax)
 {
     for (size i = 0; i < count; i++)
-        out[i] = to_integer((float)(value_of(q, i, is_signed) - in_zero_point) * multiplier, out_zero_point, qmin, qmax);
+        out[i] = to_integer((float)(value_of(q, i, is_signed) - in_zero_point) * multiplier, out_zero_point, qmin,
+                            qmax);
 }
 
 void requantize_half_up(const uint8_t *q, uint8_t *out, size count, int32_t is_signed, int32_t exponent, int32_t qmin,
@@ -257,7 +257,8 @@ static void accumulate(int32_t *acc, size count, const uint8_t *row, size width,
 /* shape: n, channels, height, width, out channels, out height, out width, kernel h, kernel w, stride h, stride w, top,
  * left, dilation h, dilation w, groups. Returns 0, or 1 when memory is short. */
 int32_t conv2d(const uint8_t *x, const int8_t *weight, const int32_t *bias, const float *scale, void *out,
-               const int32_t *shape, int32_t is_signed, int32_t mode, int32_t out_zero_point, int32_t qmin, int32_t qmax)
+               const int32_t *shape, int32_t is_signed, int32_t mode, int32_t out_zero_point, int32_t qmin,
+               int32_t qmax)
 {
     size channels = shape[1], height = shape[2], width = shape[3], outputs = shape[4], oh = shape[5], ow = shape[6];
     size kh = shape[7], kw = shape[8], fan_in = channels / shape[15], per_group = outputs / shape[15];
@@ -365,8 +366,8 @@ void unpack_planes(const uint8_t *tiles, int32_t *out, const int32_t *shape, int
 }
 
 /* Lanes gathered from an image. shape: n, channels, height, width, batch, block, tile rows, tile columns, stride y,
- * stride x, low bits, lanes. A lane: channel (-1: zeros), dy, dx, part (0 whole, 1 high, 2 low); low is the signed remainder and high the rest:
- * q == (high << low bits) + low. `out` must be zero. */
+ * stride x, low bits, lanes. A lane: channel (-1: zeros), dy, dx, part (0 whole, 1 high, 2 low), where low is the
+ * signed remainder and high the rest, q == (high << low bits) + low. `out` must be zero. */
 void pack_gather(const int8_t *x, uint8_t *out, const int32_t *shape, const int32_t *lanes, int32_t bits)
 {
     size height = shape[2], width = shape[3], batch = shape[4], block = shape[5], rows = shape[6], columns = shape[7];
@@ -389,7 +390,8 @@ void pack_gather(const int8_t *x, uint8_t *out, const int32_t *shape, const int3
                     if (z < 0 || z >= width)
                         continue;
                     int32_t value = plane[y * width + z], high = (value + half) >> shape[10];
-                    uint8_t part = (uint8_t)(lane[3] == 0 ? value : lane[3] == 1 ? high : value - high * (1 << shape[10]));
+                    int32_t low = value - high * (1 << shape[10]);
+                    uint8_t part = (uint8_t)(lane[3] == 0 ? value : lane[3] == 1 ? high : low);
                     size bit = (((first + i * columns + j) * batch + n % batch) * block + l % block) * bits;
                     out[bit >> 3] |= (uint8_t)((part & mask) << (bit & 7));
                 }

@@ -27,6 +27,7 @@ _SIGNATURES = {
     "quantize": "ppnfiii",
     "dequantize": "ppnifi",
     "dequantize_int32": "ppnfi",
+    "scale_int32": "pppnnn",
     "requantize": "ppnifiiii",
     "requantize_half_up": "ppniiii",
     "lookup": "pppniinnni",
@@ -100,7 +101,7 @@ class HostOps:
     Parameters
     ----------
     operators : mapping
-        "lpsn.<name>" -> numpy function.
+        Name -> numpy function.
     library : CDLL, optional
         From `open_library`; None: numpy for everything.
     integer_multiplier : callable
@@ -121,8 +122,7 @@ class HostOps:
 
     def run(self, op: str, arrays: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
         """The operator's result on `arrays`."""
-        name = op[len("lpsn.") :]
-        compiled = _COMPILED.get(name)
+        compiled = _COMPILED.get(op)
         if self.library is not None and compiled is not None:
             result = compiled(self, [np.ascontiguousarray(a) for a in arrays], attrs)
             if result is not None:
@@ -198,6 +198,15 @@ def _dequantize(ops: HostOps, a: List[Any], k: Mapping[str, Any]) -> Any:
         ops.call("dequantize", a[0], out, out.size, _signed(a[0]), k["scale"], k["zero_point"])
     else:
         return None
+    return out
+
+
+def _scale(ops: HostOps, a: List[Any], k: Mapping[str, Any]) -> Any:
+    acc, scale = a[0], np.ascontiguousarray(a[1], np.float32)
+    if acc.dtype != np.int32 or acc.ndim < 2 or not acc.size or scale.shape != acc.shape[1:2]:
+        return None
+    out = np.empty(acc.shape, np.float32)
+    ops.call("scale_int32", acc, scale, out, acc.size, acc.shape[1], acc.size // (acc.shape[0] * acc.shape[1]))
     return out
 
 
@@ -356,12 +365,15 @@ def _layer(ops: HostOps, name: str, a: List[Any], shape: Any, extents: Any, k: M
 
 
 _COMPILED: Dict[str, Callable[[HostOps, List[Any], Mapping[str, Any]], Any]] = {
-    function.__name__[1:]: function
+    f"lpsn.{function.__name__[1:]}": function
     for function in (
         _quantize, _dequantize, _requantize, _lookup, _channel_lookup, _add, _multiply, _max_pool2d,
         _global_avg_pool2d, _resize_linear, _float_softmax, _conv2d, _dense,
     )
 }  # fmt: skip
+
+
+_COMPILED["vta.scale"] = _scale
 
 
 def _signed(array: Any) -> int:

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from lpsn_tvm import float_ops, quant
-from lpsn_tvm.targets.vta import board_sources
+from lpsn_tvm.targets.vta import board_sources, host_steps
 from lpsn_tvm.targets.vta.board import host_ops
 from lpsn_tvm.targets.vta.layout import GatherLayout, Lane, TileLayout
 
 BOARD = Path(host_ops.__file__).parent
-OPERATORS = {**quant.OPERATORS, **float_ops.OPERATORS}
+OPERATORS: dict[str, Any] = {**quant.OPERATORS, **float_ops.OPERATORS, **host_steps.OPERATORS}
 INT8 = {"qmin": -128, "qmax": 127, "out_dtype": "int8"}
 UINT8 = {"qmin": 0, "qmax": 255, "out_dtype": "uint8"}
 FOUR = {"qmin": -8, "qmax": 7, "out_dtype": "int8"}
@@ -33,6 +33,10 @@ def compiled() -> host_ops.HostOps:
     ops = host_ops.HostOps(OPERATORS, host_ops.open_library(str(BOARD)), quant.integer_multiplier)
     assert ops.library is not None
     return ops
+
+
+def _full(name: str) -> str:
+    return name if name.startswith("vta.") else f"lpsn.{name}"
 
 
 def _q(rng: np.random.Generator, shape: tuple[int, ...], dtype: str = "int8") -> np.ndarray:
@@ -74,6 +78,7 @@ def _cases() -> list[Any]:
         ("dequantize", [q], {"scale": 0.1, "zero_point": 3}),
         ("dequantize", [u], {"scale": 0.1, "zero_point": 128}),
         ("dequantize", [rng.integers(-(2**31), 2**31 - 1, 99, np.int32)], {"scale": 2.0**-9, "zero_point": 0}),
+        ("vta.scale", [rng.integers(-(2**31), 2**31 - 1, (2, 5, 3), np.int32), np.exp2(-np.arange(5))], {}),
         ("requantize", [u], {"multiplier": 0.37, "in_zero_point": 120, "out_zero_point": -3, **INT8}),
         ("requantize", [q], {"multiplier": 2.0**-3, **POINTS, **FOUR, **HALF_UP}),
         ("requantize", [q], {"multiplier": 4.0, **POINTS, **INT8, **HALF_UP}),
@@ -105,9 +110,9 @@ CASES = _cases()
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
 def test_compiled_equals_reference(compiled: host_ops.HostOps, case: Any) -> None:
     name, arrays, attrs = case
-    taken = host_ops._COMPILED[name](compiled, arrays, attrs)
+    taken = host_ops._COMPILED[_full(name)](compiled, arrays, attrs)
     assert taken is not None, "C did not take it"
-    expected = OPERATORS[f"lpsn.{name}"](*arrays, **attrs)
+    expected = OPERATORS[_full(name)](*arrays, **attrs)
     assert taken.dtype == expected.dtype
     np.testing.assert_array_equal(taken, expected)
 
@@ -122,7 +127,7 @@ def test_compiled_equals_reference(compiled: host_ops.HostOps, case: Any) -> Non
     ],
 )
 def test_compiled_declines_what_it_cannot_do(compiled: host_ops.HostOps, name: str, arrays: Any, attrs: Any) -> None:
-    assert host_ops._COMPILED[name](compiled, arrays, attrs) is None
+    assert host_ops._COMPILED[_full(name)](compiled, arrays, attrs) is None
 
 
 def test_softmax_equals_reference_up_to_rounding(compiled: host_ops.HostOps) -> None:
@@ -178,8 +183,8 @@ def test_without_a_compiler_numpy_answers(monkeypatch: pytest.MonkeyPatch, tmp_p
     ops = host_ops.HostOps(OPERATORS, host_ops.open_library(str(BOARD)), quant.integer_multiplier)
     assert ops.library is None
     for name, arrays, attrs in CASES:
-        expected = OPERATORS[f"lpsn.{name}"](*arrays, **attrs)
-        np.testing.assert_array_equal(ops.run(f"lpsn.{name}", arrays, attrs), expected)
+        expected = OPERATORS[_full(name)](*arrays, **attrs)
+        np.testing.assert_array_equal(ops.run(_full(name), arrays, attrs), expected)
 
 
 def test_generated_modules_equal_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,13 +193,15 @@ def test_generated_modules_equal_the_package(tmp_path: Path, monkeypatch: pytest
         (tmp_path / name).write_text(text)
         assert "strict=" not in text
     monkeypatch.syspath_prepend(str(tmp_path))
-    lpsn_quant, lpsn_float, lpsn_layout = (__import__(name) for name in ("lpsn_quant", "lpsn_float_ops", "lpsn_layout"))
+    names = ("lpsn_quant", "lpsn_float_ops", "lpsn_host_steps", "lpsn_layout")
+    *arithmetic, lpsn_layout = (__import__(name) for name in names)
     try:
-        assert set(lpsn_quant.OPERATORS) == set(quant.OPERATORS)
-        assert set(lpsn_float.OPERATORS) == set(float_ops.OPERATORS)
+        operators = {name: function for module in arithmetic for name, function in module.OPERATORS.items()}
+        assert set(operators) == set(OPERATORS)
+        lpsn_float = arithmetic[1]
         for name, arrays, attrs in CASES:
-            expected = OPERATORS[f"lpsn.{name}"](*arrays, **attrs)
-            np.testing.assert_array_equal(lpsn_quant.OPERATORS[f"lpsn.{name}"](*arrays, **attrs), expected)
+            expected = OPERATORS[_full(name)](*arrays, **attrs)
+            np.testing.assert_array_equal(operators[_full(name)](*arrays, **attrs), expected)
         x = np.random.default_rng(0).integers(-8, 7, (2, 3, 4, 5)).astype(np.int8)
         ours, theirs = TileLayout(x.shape, 1, 16, bits=4), lpsn_layout.TileLayout(x.shape, 1, 16, bits=4)
         assert ours.pack(x) == theirs.pack(x)
@@ -203,7 +210,7 @@ def test_generated_modules_equal_the_package(tmp_path: Path, monkeypatch: pytest
             expected = float_ops.float_elementwise(float_x, program=program)
             np.testing.assert_allclose(lpsn_float.float_elementwise(float_x, program=program), expected, rtol=1e-6)
     finally:
-        for name in ("lpsn_quant", "lpsn_float_ops", "lpsn_layout"):
+        for name in names:
             sys.modules.pop(name, None)
 
 
