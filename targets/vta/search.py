@@ -1,19 +1,21 @@
 """Schedule search: the fewest simulated cycles for one tile operator, within seconds, remembered on disk.
 
-Schedules come from the emitter's own list and from neighbours of the best ones found so far. They are simulated in the
-order of an analytic estimate, timing only; one whose lower bound (`bounds`) is no better than the best is left out.
+Schedules come from a coarse grid and from neighbours of the best ones found so far. They are simulated, timing only, in
+the order of an estimate (`bounds`) that the results correct (`ranking`); one whose lower bound is no better than the
+best is left out.
 The search ends when nothing is left, when the best is as good as the hardware allows, when many in a row were no
 better, or when the time is up. The default schedule comes first, so searching never makes an operator slower.
 """
 
 from __future__ import annotations
 
-import heapq
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lpsn_tvm.errors import CompileError
 from lpsn_tvm.schedules.vta.emit import default_schedule, emit, fits
@@ -24,6 +26,7 @@ from lpsn_tvm.targets.vta.builder import ProgramBuilder
 from lpsn_tvm.targets.vta.cycle_model import CycleModel, cycle_model
 from lpsn_tvm.targets.vta.neighbours import neighbours, normalized, seeds
 from lpsn_tvm.targets.vta.program import LinkedProgram, link
+from lpsn_tvm.targets.vta.ranking import Ranking, Vector, features
 from lpsn_tvm.targets.vta.schedule_cache import ScheduleCache, open_cache
 from lpsn_tvm.targets.vta.search_key import canonical, declare, search_key
 from lpsn_tvm.targets.vta.simulator import SimulationResult, simulate
@@ -32,7 +35,10 @@ if TYPE_CHECKING:
     from lpsn_tvm.targets.vta.config import VtaConfig
 
 BUDGET_SECONDS = 3.0
-PATIENCE = 32
+PATIENCE = 48
+# Candidates simulated to learn from, and those simulated between two rankings.
+SPREAD = 12
+BATCH = 4
 # Neighbours of schedules within this factor of the best are looked at, too.
 NEAR_BEST = 1.005
 # A schedule this close to the bound of the whole space ends the search.
@@ -150,31 +156,65 @@ def time_schedule(
     return simulate(linked, model=model, functional=False, strict=False, timeline=timeline)
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    schedule: Schedule
+    bound: int
+    estimate: float
+    features: Vector
+
+
 class _Search:
-    """Best-first search of one operator."""
+    """Search of one operator."""
 
     def __init__(self, op: TileOp, config: VtaConfig, model: CycleModel, progress: Progress | None) -> None:
         self.op, self.config, self.model, self.progress = op, config, model, progress
         self.rates = rates_of(model, config)
+        self.ranking = Ranking()
         self.seen: set[Schedule] = set()
-        self.queue: list[tuple[float, int, int, Schedule]] = []
+        self.queue: list[_Candidate] = []
         self.best: tuple[int, Schedule] | None = None
         self.tried = 0
         self.bound = 0
 
     def run(self, deadline: float) -> ScheduleResult:
-        default = normalized(default_schedule(self.op, self.config), self.op)
-        self.add([default])
-        default_cycles = self.try_next()
+        self.add([default_schedule(self.op, self.config)])
+        default_cycles = self.simulate(self.queue.pop())
         self.add(seeds(self.op, self.config))
         idle = 0
-        while self.queue and idle < PATIENCE and time.process_time() < deadline and not self.is_good_enough():
+        for candidate in self.in_turn():
+            if idle >= PATIENCE or time.process_time() >= deadline or self.is_good_enough():
+                break
             before = self.best
-            self.try_next()
+            self.simulate(candidate)
             idle = 0 if self.best != before else idle + 1
         assert self.best is not None
         cycles, schedule = self.best
         return ScheduleResult(schedule, cycles, self.tried, min(self.bound, cycles), default_cycles)
+
+    def in_turn(self) -> Iterator[_Candidate]:
+        """Candidates, the most promising first; the first ones spread over the better half, to learn from."""
+        self.queue.sort(key=lambda candidate: candidate.estimate)
+        spread = self.queue[: len(self.queue) // 2 + 1 : max(1, len(self.queue) // (2 * SPREAD))]
+        for candidate in spread:
+            self.queue.remove(candidate)
+            yield candidate
+        while self.queue:
+            yield from self.take(BATCH)
+
+    def take(self, count: int) -> list[_Candidate]:
+        """Remove the `count` best predicted from the queue, and those that cannot be better than the best."""
+        if self.best is not None:
+            self.queue = [candidate for candidate in self.queue if candidate.bound < self.best[0]]
+        if not self.queue:
+            return []
+        rows = np.stack([candidate.features for candidate in self.queue])
+        predicted = self.ranking.predict(rows, np.array([candidate.estimate for candidate in self.queue]))
+        order = [int(index) for index in np.argsort(predicted, kind="stable")[:count]]
+        chosen = [self.queue[index] for index in order]
+        for index in sorted(order, reverse=True):
+            del self.queue[index]
+        return chosen
 
     def is_good_enough(self) -> bool:
         return self.best is not None and self.best[0] <= GOOD_ENOUGH * self.bound
@@ -192,23 +232,18 @@ class _Search:
             bound = lower_bound(work, self.rates, self.config)
             self.bound = min(self.bound, bound) if self.bound else bound
             if self.best is None or bound < self.best[0]:
-                rank = estimate(work, self.rates, self.config)
-                heapq.heappush(self.queue, (rank, len(self.seen), bound, schedule))
+                likely = estimate(work, self.rates, self.config)
+                self.queue.append(_Candidate(schedule, bound, likely, features(schedule, work)))
 
-    def try_next(self) -> int:
-        """Simulate the most promising candidate; its cycles, or the best's where it cannot be better."""
-        _, _, bound, schedule = heapq.heappop(self.queue)
-        if self.best is not None and bound >= self.best[0]:
-            return self.best[0]
-        cycles = self.cycles(schedule)
-        if self.best is None or cycles < self.best[0]:
-            self.best = cycles, schedule
-            if self.progress is not None:
-                self.progress(f"{cycles} cycles after {self.tried} candidates (bound {self.bound}): {schedule}")
-        if cycles <= NEAR_BEST * self.best[0]:
-            self.add(neighbours(schedule, self.op))
-        return cycles
-
-    def cycles(self, schedule: Schedule) -> int:
+    def simulate(self, candidate: _Candidate) -> int:
+        """Cycles of a candidate; its neighbours are queued if it is among the best."""
         self.tried += 1
-        return time_schedule(self.op, schedule, self.config, self.model).cycles
+        cycles = time_schedule(self.op, candidate.schedule, self.config, self.model).cycles
+        self.ranking.observe(candidate.features, candidate.estimate, cycles)
+        if self.best is None or cycles < self.best[0]:
+            self.best = cycles, candidate.schedule
+            if self.progress is not None:
+                self.progress(f"{cycles} cycles after {self.tried} candidates (bound {self.bound}): {self.best[1]}")
+        if cycles <= NEAR_BEST * self.best[0]:
+            self.add(neighbours(candidate.schedule, self.op))
+        return cycles

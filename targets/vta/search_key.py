@@ -25,6 +25,7 @@ _SOURCES = (
     "cycle_model",
     "dependences",
     "neighbours",
+    "ranking",
     "search",
     "search_key",
     "traffic",
