@@ -220,7 +220,7 @@ def test_damaged_instructions(exported: Path) -> None:
         read_program(exported)
 
 
-@pytest.mark.parametrize("key", ["pynq", "pynq-0.0.2", "pynq-4x8", "pynq-i4", "pynq-i8w4"])
+@pytest.mark.parametrize("key", PRESETS)
 @pytest.mark.parametrize("per_layer", [False, True], ids=["whole", "per_layer"])
 def test_exported_networks_run(key: str, per_layer: bool, tmp_path: Path) -> None:
     """Every program, read back, leaves the expected bytes in the predicted cycles, whatever the interleaving."""
@@ -296,3 +296,22 @@ def test_network_folder_names_stay_inside(tmp_path: Path) -> None:
     (path / "network.json").write_text('{"steps": 3}')
     with pytest.raises(ArtifactError, match="steps must be a list"):
         program_folders(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [8, 4], ids=["8", "4"])
+def test_a_built_network_layer_by_layer(bits: int, tmp_path: Path) -> None:
+    """Residual sums, strides, pooling and the head, each alone."""
+    import lpsn_tvm
+
+    model = Path(__file__).resolve().parents[3] / "tutorials" / "models" / "fashion_resnet14.onnx"
+    with pytest.warns(UserWarning, match="no calibration data"):
+        module = lpsn_tvm.build(model, target="vta", bits=bits, sparsity=None, search=False, progress=False)
+    path = module.export_vta(tmp_path / "net", per_layer=True)  # type: ignore[attr-defined]
+    folders = program_folders(path)
+    assert len(folders) > 10
+    for folder in folders:
+        linked, expected, cycles = read_program(folder)
+        result = simulate(linked, interleaving=2)
+        assert {name: result.memory[name] for name in expected} == expected, folder.name
+        assert simulate(linked, model="pynq", functional=False).cycles == cycles["pynq"]
