@@ -38,6 +38,7 @@ CASES: dict[str, tuple[str, tuple[int, int], dict[str, Any]]] = {
     "W4A8, powers of two": (EIGHT, (4, 8), {"power_of_two": True}),
     "W4A4": (FOUR, (4, 4), {}),
     "W4A4, powers of two": (FOUR, (4, 4), {"power_of_two": True}),
+    "W4A4, offset": (FOUR, (4, 4), {"has_activation_offset": True}),
 }
 """Name -> configuration, bits, fields of the scheme that are replaced."""
 
@@ -54,11 +55,12 @@ def exact_accumulate(
     x: Any, weight: Any, strides: Any, padding: Any, dilation: Any, groups: int, pad: int
 ) -> quant.Array:
     """`quant`'s int32 convolution by torch."""
-    assert pad == 0
     largest = int(np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(axis=1).max(initial=0)) * 128
     kind = torch.float32 if largest < 1 << 24 else torch.float64
     top, left, bottom, right = padding
-    data = torch.nn.functional.pad(torch.from_numpy(np.ascontiguousarray(x)).to(kind), (left, right, top, bottom))
+    data = torch.nn.functional.pad(
+        torch.from_numpy(np.ascontiguousarray(x)).to(kind), (left, right, top, bottom), value=pad
+    )
     kernel = torch.from_numpy(np.ascontiguousarray(weight)).to(kind)
     with torch.no_grad():
         total = torch.nn.functional.conv2d(

@@ -130,6 +130,9 @@ class QuantScheme:
         Weights must fit this many bits in the end, whatever lowering multiplies them by.
     residual_shift : int
         Largest left shift of a residual on its way into an accumulator ("half_up").
+    has_activation_offset : bool
+        Tensors that are never negative may be stored less half of their range ("half_up"): biases take the offset up,
+        only the padding of convolutions has to know it.
     """
 
     activation_signed: bool = False
@@ -142,6 +145,7 @@ class QuantScheme:
     rounding: Rounding = "half_even"
     weight_container_bits: int = 8
     residual_shift: int = 6
+    has_activation_offset: bool = False
 
 
 # --- scalar rules
@@ -443,7 +447,8 @@ def conv2d(  # noqa: D417  (the attributes are those of the module docstring)
     """
     acc = _accumulate_conv2d(x, weight, strides, padding, dilation, groups, x_zero_point)
     if rounding == "half_up":
-        _check_half_up(x_zero_point, out_zero_point, residual_zero_point)
+        # `x_zero_point` is what padding holds; all else that zero points mean is folded into the bias.
+        _check_half_up(out_zero_point, residual_zero_point)
         return _finish_half_up(acc, bias, scale, residual, residual_multiplier, residual_shift, qmin, qmax, out_dtype)
     return _finish(
         acc, bias, scale, residual, residual_multiplier, residual_zero_point, out_zero_point, qmin, qmax, out_dtype

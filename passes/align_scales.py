@@ -7,7 +7,9 @@ of scales that integer arithmetic multiplies by is a power of two. Only ratios m
    layers on both sides absorb it (`weight_grid`).
 2. Tensors that are added or concatenated form a group: they share a mantissa m in [1, 2), each has its own exponent.
    All mantissas of a fine grid are tried; the least sum of relative errors wins. A scheme of `power_of_two` has m = 1.
-3. The average over n numbers of a tensor of scale s gets s / n * 2**t: then dividing by n is a shift, too.
+3. Where the hardware has offsets (`QuantScheme.has_activation_offset`), a tensor of few bits that is never negative
+   and that only layers write and read has all 2**bits levels above zero: its zero point is the smallest integer.
+4. The average over n numbers of a tensor of scale s gets s / n * 2**t: then dividing by n is a shift, too.
 """
 
 from __future__ import annotations
@@ -28,6 +30,13 @@ from lpsn_tvm.quant import QuantParams, QuantScheme
 
 MANTISSAS = 32
 """Mantissas that are tried for a group."""
+OFFSET_BITS = 5
+"""With more bits an offset gains nothing that shows."""
+OFFSET_KEPT = frozenset({
+    "relax.nn.max_pool2d", "relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims",
+    "relax.nn.batch_flatten",
+})  # fmt: skip
+"""Scale-preserving operators that integers with an offset pass through as they are."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,21 @@ def pooled_counts(mod: Any, regions: Regions) -> dict[str, tuple[str, int]]:
     return table
 
 
+def with_offset(mod: Any, regions: Regions) -> frozenset[str]:
+    """Quantized tensors that may have a zero point (rule 3)."""
+    kinds = {name: layer.kind for name, layer in graph.find_layers(mod).items()}
+    bound = {var.name: value for var, value in graph.bindings(mod)}
+    written = {region.name for region in regions.regions if region.kind == "layer" and not region.float_output}
+    refused: set[str] = {regions.source(name) for name in regions.outputs}
+    for region in regions.regions:
+        if region.kind == "layer" and kinds[str(region.layer)] != "conv2d_transpose":
+            continue
+        if region.kind == "same" and graph.op_name(bound[region.name]) in OFFSET_KEPT:
+            continue
+        refused.update(regions.source(name) for name in region.inputs)
+    return frozenset(written - refused)
+
+
 def align_scales(
     mod: Any,
     regions: Regions,
@@ -120,9 +144,10 @@ def align_scales(
         Scales that the model came with; they count where a tensor is in no group with others.
     """
     pools = pooled_counts(mod, regions)
+    shifted = with_offset(mod, regions) if scheme.has_activation_offset else frozenset()
     result: dict[str, QuantParams] = {}
     for members in scale_groups(regions):
-        free = {name: _Choice(observers[name], bits[name], scheme) for name in members}
+        free = {name: _Choice(observers[name], bits[name], scheme, name in shifted) for name in members}
         if len(members) == 1 and members[0] in kept:
             result[members[0]] = kept[members[0]]
         elif len(members) == 1 and members[0] in pools:
@@ -145,9 +170,11 @@ def _mantissas() -> list[float]:
 class _Choice:
     """What scales suit one tensor."""
 
-    def __init__(self, observer: Observer, bits: int, scheme: QuantScheme) -> None:
+    def __init__(self, observer: Observer, bits: int, scheme: QuantScheme, may_offset: bool = False) -> None:
         self.observer = observer
-        self.ideal = observer.params(bits, replace(scheme, power_of_two=False))
+        # An asymmetric signed range from 0 on has the smallest integer as its zero point.
+        is_symmetric = not (may_offset and bits <= OFFSET_BITS and observer.low >= 0)
+        self.ideal = observer.params(bits, replace(scheme, power_of_two=False, activation_symmetric=is_symmetric))
 
     def at(self, mantissa: float) -> tuple[float, QuantParams]:
         """(relative error, parameters) of the best scale `mantissa * 2**k`."""

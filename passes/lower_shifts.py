@@ -7,7 +7,9 @@ Before: integer weights and scales whose ratios are powers of two. After: the sa
    unit gets larger integer weights (as far as their container goes), one with a needlessly fine unit smaller ones.
 2. bias, rounding constant and residual fit the int32 accumulator with the worst input.
 3. a residual that no shift can bring into the accumulator's unit is added by an operator of its own.
-4. a layer whose unit stays coarser than its output's writes float32, which is then quantized.
+4. zero points (`QuantScheme.has_activation_offset`) go into the bias exactly: `-x * sum(weight)`, `out << shift`,
+   `-residual << left`; what is left of them is the value that a convolution's padding holds.
+5. a layer whose unit stays coarser than its output's writes float32, which is then quantized.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from lpsn_tvm import graph
 from lpsn_tvm.errors import QuantizeError
 from lpsn_tvm.graph import Layer
 from lpsn_tvm.passes.integer_ops import IntegerTensor, integer_call, result_attrs, scale_of
+from lpsn_tvm.passes.lower_elementwise import lower_add
 from lpsn_tvm.passes.lower_layers import (
     EVERYTHING,
     INT32_MAX,
@@ -94,9 +97,11 @@ def lower_layer_by_shifts(
     QuantizeError
         Scales whose ratio is not a power of two, zero points other than 0, an accumulator that could leave int32.
     """
-    _check_zero_points(layer.name, x, residual)
+    if not scheme.has_activation_offset:
+        _check_zero_points(layer.name, x, residual)
     if out is None:
         values, bias, scale = integer_weight(layer, weight, x.params, None, scheme.weight_container_bits)
+        bias = _without_offset(layer, values, bias, x)
         _check_room(layer, values, bias, x, np.int64(0), 0)
         attrs = {"out_dtype": "float32", "out_zero_point": 0, "qmin": 0, "qmax": 0}
         return _call(layer, x, (values, bias, scale), attrs, [])
@@ -117,15 +122,26 @@ def lower_layer_by_shifts(
     apart = _wide(out, residual)
     first = lower_layer_by_shifts(layer, weight, x, apart, EVERYTHING, None, scheme, emit, layer.name)
     term = IntegerTensor(emit(first, layer.name), apart)
-    total = lower_add_by_shifts(term, residual, out, interval)
-    if total is None:
-        raise QuantizeError("its scale and its residual's are too far apart to be added in int32", where=layer.name)
-    return total
+    return _sum(term, residual, out, interval)
+
+
+def _sum(a: IntegerTensor, b: IntegerTensor, out: QuantParams, interval: Interval) -> Any:
+    """By shifts where that is possible, else by multiplications (which the accelerator leaves to its host)."""
+    by_shifts = lower_add_by_shifts(a, b, out, interval)
+    return lower_add(a, b, out, interval) if by_shifts is None else by_shifts
 
 
 def _wide(out: QuantParams, residual: IntegerTensor) -> QuantParams:
     """Parameters of a sum less its residual: both are within their ranges, so it is within twice the larger one."""
-    return replace(out, scale=np.asarray(2.0 * max(scale_of(out), residual.scale), np.float32))
+    return replace(out, scale=np.asarray(2.0 * max(scale_of(out), residual.scale), np.float32), zero_point=0)
+
+
+def _without_offset(layer: Layer, values: Array, bias: Array, x: IntegerTensor) -> Array:
+    """The bias with the input's zero point folded in, as padding that holds the zero point makes it."""
+    if x.zero_point and layer.kind == "conv2d_transpose":
+        raise QuantizeError("a transposed convolution needs an input of zero point 0", where=layer.name)
+    sums = rows_by_output(layer, values).astype(np.int64).sum(axis=1)
+    return np.asarray(bias.astype(np.int64) - x.zero_point * sums)
 
 
 def _check_zero_points(where: str, *tensors: IntegerTensor | None) -> None:
@@ -158,7 +174,7 @@ def _shifted(
         return None
     values = np.rint(values * per_output(layer, factor, values.ndim)).astype(np.int8)
     shift = shift + left
-    bias = wide_bias.astype(np.int32)
+    bias = _without_offset(layer, values, wide_bias, x) + (np.int64(out.zero_point) << shift)
     _check_room(layer, values, bias, x, shift, 128 << scheme.residual_shift)
     return _Shifted(values, bias, shift)
 
@@ -185,21 +201,31 @@ def _finished(
     residual: IntegerTensor | None,
     scheme: QuantScheme,
 ) -> Any:
-    attrs = result_attrs(out, *interval)
+    attrs = result_attrs(out, *interval) | {"out_zero_point": 0}
+    bias = shifted.bias
     if residual is not None:
         exponent = exponents(residual.scale / scale_of(out))
         assert exponent is not None
+        bias = bias - (np.int64(residual.zero_point) << (shifted.shift + exponent))
         attrs |= {"residual_multiplier": float(np.exp2(exponent)), "residual_shift": scheme.residual_shift}
     scale = np.exp2(-shifted.shift.astype(np.float64))
     more = [] if residual is None else [residual.expr]
-    return _call(layer, x, (shifted.values, shifted.bias, scale), attrs, more)
+    return _call(layer, x, (shifted.values, bias, scale), attrs, more)
 
 
 def _call(
     layer: Layer, x: IntegerTensor, arrays: tuple[Array, Array, Array], attrs: dict[str, Any], more: Sequence[Any]
 ) -> Any:
     values, bias, scale = arrays
-    tensors = [x.expr, graph.constant(values), graph.constant(bias), graph.constant(scale.astype(np.float32)), *more]
+    if layer.kind == "conv2d" and any(layer.attrs["padding"]):
+        attrs = attrs | {"x_zero_point": x.zero_point}
+    tensors = [
+        x.expr,
+        graph.constant(values),
+        graph.constant(bias.astype(np.int32)),
+        graph.constant(scale.astype(np.float32)),
+        *more,
+    ]
     attrs = attrs | layer_attrs(layer) | {"rounding": "half_up"}
     return integer_call(f"lpsn.{layer.kind}", tensors, attrs, out_shape=layer.out_shape)
 
@@ -215,7 +241,7 @@ def _through_float(
     emit: Emit,
     name: str,
 ) -> Any:
-    """Rule 4."""
+    """Rule 5."""
     call = lower_layer_by_shifts(layer, weight, x, None, EVERYTHING, None, scheme, emit, name)
     target = out if residual is None else _wide(out, residual)
     attrs = result_attrs(target, *(interval if residual is None else EVERYTHING))
@@ -225,17 +251,18 @@ def _through_float(
     quantized = integer_call("lpsn.quantize", [emit(call, f"{layer.name}.f")], attrs)
     if residual is None:
         return quantized
-    total = lower_add_by_shifts(IntegerTensor(emit(quantized, layer.name), target), residual, out, interval)
-    if total is None:
-        raise QuantizeError("its scale and its residual's are too far apart to be added in int32", where=layer.name)
-    return total
+    return _sum(IntegerTensor(emit(quantized, layer.name), target), residual, out, interval)
 
 
 def lower_add_by_shifts(a: IntegerTensor, b: IntegerTensor, out: QuantParams, interval: Interval) -> Any | None:
     """Sum in shifts; None where the scales' ratios are not powers of two or do not fit int32 together."""
     target = scale_of(out)
     ratios = exponents([a.scale / target, b.scale / target])
-    if ratios is None or a.zero_point or b.zero_point or int(ratios.max() - min(int(ratios.min()), 0)) > SUM_BITS:
+    if (
+        ratios is None
+        or any((a.zero_point, b.zero_point, out.zero_point))
+        or int(ratios.max() - min(int(ratios.min()), 0)) > SUM_BITS
+    ):
         return None
     attrs = {
         "a_multiplier": float(np.exp2(ratios[0])),
@@ -250,7 +277,7 @@ def lower_add_by_shifts(a: IntegerTensor, b: IntegerTensor, out: QuantParams, in
 def lower_concat_by_shifts(axis: int, parts: Sequence[IntegerTensor], out: QuantParams) -> Any | None:
     """Concatenation whose parts are requantized by shifts; None where a ratio of scales is not a power of two."""
     ratios = exponents([part.scale / scale_of(out) for part in parts])
-    if ratios is None or any(part.zero_point for part in parts) or int(ratios.max()) > SUM_BITS:
+    if ratios is None or out.zero_point or any(part.zero_point for part in parts) or int(ratios.max()) > SUM_BITS:
         return None
     attrs: dict[str, Any] = {
         "axis": axis,

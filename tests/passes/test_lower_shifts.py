@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_graphs import models
-from small_graphs import random_feed
+from small_graphs import check_regions, random_feed
 
 from lpsn_tvm import graph, quant
 from lpsn_tvm.frontend import import_model, load_model
@@ -63,7 +63,9 @@ def problems(lowered: Any, scheme: QuantScheme) -> list[str]:
         if not op.startswith("lpsn."):
             continue
         attrs = graph.call_attrs(call)
-        local = [f"{key} is not 0" for key in attrs if key.endswith("zero_point") and attrs[key] != 0]
+        known = ("x_zero_point",) if scheme.has_activation_offset and op == "lpsn.conv2d" else ()
+        zero_points = [key for key in attrs if key.endswith("zero_point") and key not in known]
+        local = [f"{key} is not 0" for key in zero_points if attrs[key] != 0]
         local += (
             [f"out_dtype {attrs['out_dtype']}"] if attrs.get("out_dtype", "int8") not in ("int8", "float32") else []
         )
@@ -94,6 +96,7 @@ def check(model: Any, scheme: QuantScheme, bits: tuple[int, int], worst: float) 
     through_float = {var.name for var, call in graph.bindings(lowered) if is_float_layer(call)} - written
     assert through_float <= {f"{name}.f" for name in written}, "a planned layer never needs a multiplier"
     feeds = random_feed(mod, 0)
+    check_regions(mod, plan, lowered, feeds)
     got, want = run_reference(lowered, feeds), run_reference(mod, feeds)
     for value, real in zip(got.values(), want.values(), strict=True):
         noise = float(np.sqrt(np.mean((value - real) ** 2)))
@@ -110,3 +113,9 @@ def test_eight_bits_obey_the_hardware_and_stay_close_to_float(model: Any, power_
 @given(model=models(), power_of_two=st.booleans())
 def test_four_bits_obey_the_hardware(model: Any, power_of_two: bool) -> None:
     check(model, replace(FOUR, power_of_two=power_of_two), (4, 4), 2.0)
+
+
+@settings(max_examples=20, **CHECKS)
+@given(model=models())
+def test_offsets_go_into_biases(model: Any) -> None:
+    check(model, replace(FOUR, has_activation_offset=True), (4, 4), 2.0)
