@@ -12,7 +12,7 @@ import inspect
 from types import ModuleType
 
 from lpsn_tvm import float_ops, quant
-from lpsn_tvm.targets.vta import host_steps, layout
+from lpsn_tvm.targets.vta import host_float, host_steps, layout
 
 BOARD_PYTHON = (3, 8)
 _PREAMBLE = '''
@@ -36,10 +36,11 @@ def _erf(x):
 
 
 def board_modules() -> dict[str, str]:
-    """File name -> source, valid Python 3.8: `lpsn_quant.py`, `lpsn_float_ops.py`, `lpsn_host_steps.py`,
-    `lpsn_layout.py`.
+    """File name -> source, valid Python 3.8: `lpsn_quant.py`, `lpsn_float_ops.py`, `lpsn_host_float.py`,
+    `lpsn_host_steps.py`, `lpsn_layout.py`.
     """
-    modules = {"quant": quant, "float_ops": float_ops, "host_steps": host_steps, "layout": layout}
+    own = {"host_float": host_float, "host_steps": host_steps, "layout": layout}
+    modules = {"quant": quant, "float_ops": float_ops, **own}
     return {f"lpsn_{name}.py": for_board(inspect.getsource(module), module) for name, module in modules.items()}
 
 
@@ -73,6 +74,8 @@ class _Older(ast.NodeTransformer):
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.stmt | None:
         if node.module == "lpsn_tvm" and [alias.name for alias in node.names] == ["quant"]:
             return ast.parse("import lpsn_quant as quant").body[0]
+        if node.module == "lpsn_tvm.targets.vta" and [alias.name for alias in node.names] == ["host_float"]:
+            return ast.parse("import lpsn_host_float as host_float").body[0]
         return None if (node.module or "").startswith("lpsn_tvm") else node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.stmt | None:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lpsn_tvm.targets.vta import host_float
+
 Array = npt.NDArray[Any]
 
 
@@ -20,5 +22,5 @@ def scale_accumulators(acc: Array, scale: Array) -> Array:
     return result
 
 
-OPERATORS: Mapping[str, Callable[..., Array]] = {"vta.scale": scale_accumulators}
+OPERATORS: Mapping[str, Callable[..., Array]] = {"vta.scale": scale_accumulators, **host_float.OPERATORS}
 """Name -> meaning."""

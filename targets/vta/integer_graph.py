@@ -84,11 +84,12 @@ def read_graph(mod: Any) -> IntegerGraph:
     Raises
     ------
     CompileError
-        An operator that is neither an integer nor a fused float operator.
+        An operator that is neither an integer operator nor one that the host has in numpy.
     """
     from tvm import relax
 
     from lpsn_tvm import float_ops, graph, quant
+    from lpsn_tvm.targets.vta.host_calls import host_call
 
     function = mod["main"]
     known = quant.OPERATORS.keys() | float_ops.OPERATORS.keys()
@@ -114,6 +115,9 @@ def read_graph(mod: Any) -> IntegerGraph:
             nodes.append(
                 Node(var.name, graph.op_name(value), operands, attrs, graph.shape_of(var), graph.dtype_of(var))
             )
+        elif (host := host_call(value)) is not None:
+            operands = (*(operand(argument) for argument in host.operands), *host.constants)
+            nodes.append(Node(var.name, host.op, operands, host.attrs, graph.shape_of(var), graph.dtype_of(var)))
         else:
             raise CompileError(f"cannot lower {graph.op_name(value) or type(value).__name__}", where=var.name)
     body = function.body.body
