@@ -86,6 +86,7 @@ class GraphBuilder:
             "padding": (padding,) * 4 if isinstance(padding, int) else padding,
             "dilation": (dilation, dilation),
             "groups": groups,
+            "residual_shift": self.config.wgt_bits - 2,
         }
         constants = self.layer_constants((outputs, self.shape(x)[1] // groups, kh, kw), outputs, shifts)
         operands = (x, *constants) if residual is None else (x, *constants, residual)

@@ -29,6 +29,7 @@ class Hand:
     instructions: list[Instruction] = field(default_factory=list)
     targets: list[str | None] = field(default_factory=list)
     regions: dict[str, Region] = field(default_factory=dict)
+    uop_rows: list[list[int]] = field(default_factory=list)
 
     def region(self, name: str, data: np.ndarray | bytes | None, access: str = "r", size: int | None = None) -> Hand:
         raw = data.tobytes() if isinstance(data, np.ndarray) else data
@@ -36,8 +37,8 @@ class Hand:
         return self
 
     def uops(self, rows: Sequence[Sequence[int]]) -> Hand:
-        array = np.array([[*row, *[0] * (3 - len(row))] for row in rows])
-        return self.region("uop", encode_uops(array, self.config))
+        self.uop_rows = [[*row, *[0] * (3 - len(row))] for row in rows]
+        return self.region("uop", encode_uops(np.array(self.uop_rows), self.config))
 
     def add(self, instruction: Instruction, target: str | None = None) -> Hand:
         self.instructions.append(instruction)
@@ -73,6 +74,14 @@ class Matmul:
 
 def matmul(config: VtaConfig = CONFIG, *, tiles: int = 4, fan_in: int = 2, shift: int = 3, seed: int = 0) -> Matmul:
     """A correct program of one GEMM, one tensor ALU, two immediate ALUs and one STORE."""
+    hand, expected = matmul_hand(config, tiles=tiles, fan_in=fan_in, shift=shift, seed=seed)
+    return Matmul(hand.link(), expected)
+
+
+def matmul_hand(
+    config: VtaConfig = CONFIG, *, tiles: int = 4, fan_in: int = 2, shift: int = 3, seed: int = 0
+) -> tuple[Hand, bytes]:
+    """The same program before linking, and the bytes it must leave in "y"."""
     rng = np.random.default_rng(seed)
     low, high = -(1 << (config.inp_bits - 1)), (1 << (config.inp_bits - 1)) - 1
     x = rng.integers(low, high + 1, (fan_in, tiles, config.batch, config.block_in))
@@ -91,7 +100,7 @@ def matmul(config: VtaConfig = CONFIG, *, tiles: int = 4, fan_in: int = 2, shift
     hand.uops([*gemm, *alu, *immediate])
     for instruction, target in _matmul_instructions(tiles, fan_in, shift, high):
         hand.add(instruction, target)
-    return Matmul(hand.link(), pack(expected, config.out_bits))
+    return hand, pack(expected, config.out_bits)
 
 
 def _matmul_instructions(tiles: int, fan_in: int, shift: int, high: int) -> list[tuple[Any, str | None]]:

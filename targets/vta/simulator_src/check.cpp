@@ -151,9 +151,11 @@ void Checker::ordered(int64_t i, int other_unit, int32_t other, const char* haza
 }
 
 void Checker::range(int64_t i, int memory, int64_t first, int64_t last) {
-  if (last >= config_.depth(memory))
-    fail(i, std::string(memory_name(memory)) + " tiles " + std::to_string(first) + ".." + std::to_string(last) +
-                " are out of range: the buffer has " + std::to_string(config_.depth(memory)));
+  if (last < config_.depth(memory)) return;
+  std::string which = first == last ? tile(memory, first) + " is"
+                                    : std::string(memory_name(memory)) + " tiles " + std::to_string(first) + ".." +
+                                          std::to_string(last) + " are";
+  fail(i, which + " out of range: the buffer has " + std::to_string(config_.depth(memory)));
 }
 
 void check(Program& program) { Checker(program).run(); }

@@ -1,5 +1,6 @@
 #include "gemm.hpp"
 
+#include <cstdlib>
 #include <cstring>
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -74,7 +75,8 @@ __attribute__((target("avx2"))) int32_t gemm_avx2(const GemmShape& shape, int32_
 
 GemmKernel gemm_kernel(const GemmShape& shape) {
 #ifdef VTA_AVX2
-  if (__builtin_cpu_supports("avx2")) {
+  // The variable lets tests compare both kernels on one machine.
+  if (__builtin_cpu_supports("avx2") && !std::getenv("LPSN_TVM_SIMULATOR_PORTABLE")) {
     if (shape.block_out % 16 == 0) return gemm_avx2<2>;
     if (shape.block_out % 8 == 0) return gemm_avx2<1>;
   }
