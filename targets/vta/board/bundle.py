@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any, Dict, List
 
@@ -46,7 +47,15 @@ class Bundle:
             try:
                 with zipfile.ZipFile(path) as archive:
                     archive.extractall(self.folder)
-            except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
+            except (
+                OSError,
+                zipfile.BadZipFile,
+                zlib.error,
+                EOFError,
+                ValueError,
+                NotImplementedError,
+                RuntimeError,
+            ) as error:
                 raise BoardError(f"{path} is not a readable bundle: {error}") from error
         try:
             with open(os.path.join(self.folder, MANIFEST), encoding="utf-8") as file:
@@ -59,6 +68,8 @@ class Bundle:
                 f"{path} has format {version}, this runner reads up to {FORMAT}: use the bundle's own runner"
             )
         self.files: Dict[str, bytes] = {name: self._checked(name, digest) for name, digest in digests.items()}
+        if NETWORK not in self.files:
+            raise BoardError(f"{path} is not a bundle: its manifest has no {NETWORK}")
         self.network: Dict[str, Any] = json.loads(self.files[NETWORK].decode())
         self.config: Dict[str, Any] = self.network["config"]
 

@@ -18,7 +18,7 @@ import os
 import sys
 import time
 import zipfile
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -41,8 +41,8 @@ class Runner:
         Folder or zip file.
     bitstream : str
         .bit file; not needed with `board`.
-    board : object, optional
-        Stands for the board (`load`, `allocate`, `execute` as `PynqBoard`): a simulator, say.
+    board : callable, optional
+        Configuration -> what stands for the board (`load`, `allocate`, `execute` as `PynqBoard`): a simulator, say.
     timeout : float
         Seconds that a program may take.
     compiled : bool
@@ -61,7 +61,7 @@ class Runner:
         bundle: str,
         bitstream: Optional[str] = None,
         *,
-        board: Any = None,
+        board: Optional[Callable[[Any], Any]] = None,
         timeout: float = 10.0,
         compiled: bool = True,
         modules: Optional[Tuple[Any, ...]] = None,
@@ -73,7 +73,7 @@ class Runner:
         self._operations(modules, compiled)
         if board is None and not bitstream:
             raise BoardError("a bitstream (.bit file) is needed")
-        self.board = pynq_board.PynqBoard(self.bundle.config, bitstream) if board is None else board
+        self.board = pynq_board.PynqBoard(self.bundle.config, bitstream) if board is None else board(self.bundle.config)
         self.board.load()
         self.check_hardware()
         files, steps = self.bundle.files, self.bundle.network["steps"]
@@ -177,14 +177,16 @@ class Runner:
         version, lines = self.bundle.config["isa_version"], []
         lines.append(f"ok: the bitstream speaks instruction set {version} and computes the known answer")
         lines.append(f"ok: host operations in {'C' if self.ops.library is not None else 'numpy'}")
-        known = self.bundle.network["known_answer"]
-        if known is not None:
-            feeds = {name: array_of(entry, self.bundle.files) for name, entry in known["inputs"].items()}
-            results = self.run(feeds)
-            for name, entry in known["outputs"].items():
-                self._compare(name, results[name], array_of(entry, self.bundle.files))
-            lines.append(f"ok: the network gives the {len(results)} output(s) that it gave when it was exported")
+        results = self.run(self.known_inputs())
+        for name, entry in self.bundle.network["known_answer"]["outputs"].items():
+            self._compare(name, results[name], array_of(entry, self.bundle.files))
+        lines.append(f"ok: the network gives the {len(results)} output(s) that it gave when it was exported")
         return lines
+
+    def known_inputs(self) -> Dict[str, Any]:
+        """The sample that came with the bundle."""
+        inputs = self.bundle.network["known_answer"]["inputs"]
+        return {name: array_of(entry, self.bundle.files) for name, entry in inputs.items()}
 
     def _compare(self, name: str, result: Any, expected: Any) -> None:
         # The C library's exp may round differently from numpy's; everything else is exact.

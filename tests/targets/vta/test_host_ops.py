@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from lpsn_tvm import float_ops, quant
 from lpsn_tvm.targets.vta import board_sources, host_steps
 from lpsn_tvm.targets.vta.board import host_ops
 from lpsn_tvm.targets.vta.layout import GatherLayout, Lane, TileLayout
+from lpsn_tvm.targets.vta.pynq import CROSS_COMPILERS, compile_host_ops
 
 BOARD = Path(host_ops.__file__).parent
 OPERATORS: dict[str, Any] = {**quant.OPERATORS, **float_ops.OPERATORS, **host_steps.OPERATORS}
@@ -217,67 +218,127 @@ def test_generated_modules_equal_the_package(tmp_path: Path, monkeypatch: pytest
 # --- other processors
 
 
-HARNESS = r"""
+@dataclass
+class Call:
+    """One call of a C function: arguments before and after; arrays in place of pointers."""
+
+    function: str
+    before: list[Any]
+    after: list[Any]
+
+
+class Recorder(host_ops.HostOps):
+    """Keeps every call."""
+
+    calls: list[Call]
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        before = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
+        result = super().call(function, *arguments)
+        self.calls.append(Call(function, before, [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]))
+        return result
+
+
+def _recorded() -> list[Call]:
+    """Every function of the library on the operands of the tests above."""
+    recorder = Recorder.__new__(Recorder)
+    recorder.calls = []
+    recorder.__init__(OPERATORS, host_ops.open_library(str(BOARD)), quant.integer_multiplier)  # type: ignore[misc]
+    for name, arrays, attrs in CASES:
+        host_ops._COMPILED[_full(name)](recorder, [np.ascontiguousarray(a) for a in arrays], attrs)
+    for layout in _layouts():
+        x = np.zeros(layout.shape, np.int8) + np.arange(layout.shape[-1], dtype=np.int8)
+        data = recorder.pack(layout, x) if layout.planes == 1 else np.arange(layout.size, dtype=np.uint8)
+        if isinstance(layout, TileLayout):
+            recorder.unpack(layout, data)
+    assert {call.function for call in recorder.calls} == set(host_ops._SIGNATURES) - {"float_softmax"}
+    return recorder.calls
+
+
+def _program(calls: list[Call]) -> str:
+    """A C program that makes the calls and writes every array afterwards."""
+    declarations, body = [], []
+    for index, call in enumerate(calls):
+        arguments = []
+        for position, (value, code) in enumerate(zip(call.before, host_ops._SIGNATURES[call.function], strict=True)):
+            if isinstance(value, np.ndarray):
+                name, data = f"a{index}_{position}", ",".join(map(str, value.tobytes()))
+                declarations.append(f"static __attribute__((aligned(16))) unsigned char {name}[] = {{{data}}};")
+                arguments.append(f"(void *){name}")
+                body.append(f"fwrite({name}, 1, sizeof {name}, stdout);")
+            else:
+                arguments.append(f"{float(np.float32(value)).hex()}f" if code == "f" else str(int(value)))
+        written = len(arguments) - sum(code != "p" for code in host_ops._SIGNATURES[call.function])
+        body.insert(len(body) - written, f"{call.function}({', '.join(arguments)});")
+    return "\n".join(["#include <stdio.h>", '#include "host_ops.c"', *declarations, "int main(void) {", *body, "}"])
+
+
+def _need(*programs: str) -> None:
+    for program in programs:
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+
+
+@pytest.mark.parametrize(
+    ("compiler", "emulator"),
+    [
+        pytest.param("arm-linux-gnueabihf-gcc", "qemu-arm", id="armv7"),
+        pytest.param("aarch64-linux-gnu-gcc", "qemu-aarch64", id="aarch64", marks=pytest.mark.slow),
+    ],
+)
+def test_other_processors_compute_the_same(compiler: str, emulator: str, tmp_path: Path) -> None:
+    """All functions, bit for bit, as the board's processor executes them."""
+    _need("cc", compiler, emulator)
+    calls = _recorded()
+    (tmp_path / "main.c").write_text(_program(calls))
+    shutil.copy(BOARD / "host_ops.c", tmp_path)
+    flags = [flag for flag in host_ops.CFLAGS if flag not in ("-fPIC", "-shared")]
+    machine = next(command[1:] for command in CROSS_COMPILERS.values() if command[0] == compiler)
+    subprocess.run([compiler, *flags, *machine, "-static", "main.c", "-o", "main", "-lm"], cwd=tmp_path, check=True)
+    output = subprocess.run([emulator, str(tmp_path / "main")], stdout=subprocess.PIPE, check=True).stdout
+    for call in calls:
+        for value in call.after:
+            if isinstance(value, np.ndarray):
+                assert output[: value.nbytes] == value.tobytes(), call.function
+                output = output[value.nbytes :]
+    assert not output
+
+
+LOADER = r"""
+#include <dlfcn.h>
 #include <stdio.h>
-#include "host_ops.c"
-/* Reads float32 values, writes what each function makes of them. */
 int main(void)
 {
-    static float x[4096], y[4096];
-    static uint8_t q[4096], r[4096], t[65536];
-    size n = (size_t)fread(x, 4, 4096, stdin);
-    quantize(x, q, n, 0.37f, 3, -128, 127);
-    fwrite(q, 1, n, stdout);
-    requantize(q, r, n, 1, 0.3f, 3, -5, -128, 127);
-    fwrite(r, 1, n, stdout);
-    requantize_half_up(q, r, n, 1, -3, -8, 7);
-    fwrite(r, 1, n, stdout);
-    dequantize(q, y, n, 1, 0.1f, 3);
-    fwrite(y, 4, n, stdout);
-    add(q, r, q, n, 1, 1, 0.7f, 1.3f, 7, -3, 4, -128, 127);
-    fwrite(q, 1, n, stdout);
-    int32_t shape[5] = {2, 20, (int32_t)(n / 40), 1, 16};
-    pack_tiles((const int8_t *)q, t, shape, 4);
-    fwrite(t, 1, 2 * 2 * (n / 40) * 8, stdout);
+    void *library = dlopen("./host_ops.so", RTLD_NOW);
+    int (*version)(void) = library ? (int (*)(void))dlsym(library, "host_ops_version") : 0;
+    printf("%d", version ? version() : -1);
     return 0;
 }
 """
 
 
-def _expected(x: np.ndarray) -> bytes:
-    q = quant.quantize(x, inv_scale=0.37, zero_point=3, **INT8)
-    r = quant.requantize(q, multiplier=0.3, in_zero_point=3, out_zero_point=-5, **INT8)
-    h = quant.requantize(q, multiplier=0.125, in_zero_point=0, out_zero_point=0, **FOUR, rounding="half_up")
-    y = quant.dequantize(q, scale=0.1, zero_point=3)
-    points = {"a_zero_point": 7, "b_zero_point": -3, "out_zero_point": 4}
-    total = quant.add(q, h, a_multiplier=0.7, b_multiplier=1.3, **points, **INT8)
-    nibbles = (((total.astype(np.int64) & 15) ^ 8) - 8).astype(np.int8)
-    packed = TileLayout((2, 20, 1, x.size // 40), 1, 16, bits=4).pack(nibbles.reshape(2, 20, 1, -1))
-    return b"".join(a.tobytes() for a in (q, r, h, y, total)) + packed
-
-
-def _cross(compiler: str, emulator: str | None) -> Callable[[Path, bytes], bytes]:
-    def run(folder: Path, data: bytes) -> bytes:
-        for program in filter(None, (compiler, emulator)):
-            if shutil.which(program) is None:
-                pytest.skip(f"{program} is not installed")
-        (folder / "main.c").write_text(HARNESS)
-        shutil.copy(BOARD / "host_ops.c", folder)
-        flags = [flag for flag in host_ops.CFLAGS if flag not in ("-fPIC", "-shared")]
-        extra = ["-march=armv7-a", "-mfpu=neon"] if "arm-" in compiler else []
-        subprocess.run([compiler, *flags, *extra, "-static", "main.c", "-o", "main", "-lm"], cwd=folder, check=True)
-        command = [*([emulator] if emulator else []), str(folder / "main")]
-        return subprocess.run(command, input=data, stdout=subprocess.PIPE, check=True).stdout
-
-    return run
-
-
 @pytest.mark.parametrize(
-    ("compiler", "emulator"),
-    [("gcc", None), ("arm-linux-gnueabihf-gcc", "qemu-arm"), ("aarch64-linux-gnu-gcc", "qemu-aarch64")],
-    ids=["x86", "armv7", "aarch64"],
+    ("machine", "emulator", "system"),
+    [
+        ("armv7", "qemu-arm", "arm-linux-gnueabihf"),
+        pytest.param("aarch64", "qemu-aarch64", "aarch64-linux-gnu", marks=pytest.mark.slow),
+    ],
 )
-def test_other_processors_compute_the_same(compiler: str, emulator: str | None, tmp_path: Path) -> None:
-    rng = np.random.default_rng(3)
-    x = np.concatenate([rng.normal(size=3000) * 150, np.arange(-500, 500) / 0.74]).astype(np.float32)
-    assert _cross(compiler, emulator)(tmp_path, x.tobytes()) == _expected(x)
+def test_libraries_of_a_bundle_load_on_their_processor(
+    machine: str, emulator: str, system: str, tmp_path: Path
+) -> None:
+    command = CROSS_COMPILERS[machine]
+    _need(command[0], emulator)
+    library = compile_host_ops(command, (BOARD / "host_ops.c").read_bytes())
+    assert library is not None
+    (tmp_path / "host_ops.so").write_bytes(library)
+    (tmp_path / "main.c").write_text(LOADER)
+    subprocess.run([*command, "main.c", "-o", "main", "-ldl"], cwd=tmp_path, check=True)
+    run = subprocess.run([emulator, "-L", f"/usr/{system}", "./main"], cwd=tmp_path, capture_output=True, check=True)
+    assert run.stdout.decode() == str(host_ops.VERSION)
+
+
+def test_missing_or_failing_compiler_is_no_error() -> None:
+    assert compile_host_ops(("no-such-compiler",), b"") is None
+    _need("cc")
+    assert compile_host_ops(("cc",), b"this is not C") is None
