@@ -6,6 +6,7 @@ steps, then store. Which unit waits for which is the builder's business; what ov
 
 from __future__ import annotations
 
+from collections import deque
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 from lpsn_tvm.schedules.vta.nest import MIN_DISTANCE, Body, GemmShape, expand, flat_bodies, gemm_bodies
 from lpsn_tvm.schedules.vta.nest_columns import column_bodies
 from lpsn_tvm.schedules.vta.ops import Gemm, Pool, Scalar, Step, Store, TileOp, Vector
-from lpsn_tvm.schedules.vta.placement import fits, is_shared, placement
+from lpsn_tvm.schedules.vta.placement import fits, is_dense, is_shared, placement
 from lpsn_tvm.schedules.vta.pooling import pool, pool_early
 from lpsn_tvm.schedules.vta.recorder import Recorder
 from lpsn_tvm.schedules.vta.reduction import Chunk, Piece, WeightContent, chunks, split
@@ -63,10 +64,12 @@ class _Emitter:
         work = [chunk for _, _, plan in self.plan for step in plan for chunk in step]
         own = [chunk.weights for chunk in work if not _shared(chunk.weights)]
         shared = [chunk.weights for chunk in work if _shared(chunk.weights)]
-        self.inp = SlotPool(0, place.inp_slot, place.inp_slots, [chunk.inputs for chunk in work])
-        self.wgt = SlotPool(0, place.wgt_slot, place.wgt_slots, own)
-        base = builder.config.wgt_depth - place.shared_slots * place.shared_slot
-        self.shared = SlotPool(base, place.shared_slot, place.shared_slots, shared)
+        inp = _behind(builder, "inp", place.inp_slot * place.inp_slots, builder.config.inp_depth)
+        self.inp = SlotPool(inp, place.inp_slot, place.inp_slots, [chunk.inputs for chunk in work])
+        end = builder.config.wgt_depth - place.shared_slots * place.shared_slot
+        wgt = _behind(builder, "wgt", place.wgt_slot * place.wgt_slots, end)
+        self.wgt = SlotPool(wgt, place.wgt_slot, place.wgt_slots, own)
+        self.shared = SlotPool(end, place.shared_slot, place.shared_slots, shared)
         vectors = [
             (step.region, step.base + tile.o.start, tile.o.count)
             for tile, _, _ in self.plan
@@ -74,12 +77,22 @@ class _Emitter:
             if isinstance(step, Vector)
         ]
         self.is_starting = True
+        # Slots of weights that were loaded ahead of the inputs.
+        self.early: deque[int] = deque()
         self.vectors = SlotPool(place.acc_slot * schedule.threads, place.vector_slot, place.vector_slots, vectors)
 
     def run(self) -> None:
         """All tiles."""
         for index, (tile, slot, plan) in enumerate(self.plan):
             _TileEmitter(self, tile, slot * self.place.acc_slot, plan).run(last=index == len(self.plan) - 1)
+
+
+def _behind(builder: ProgramBuilder, memory: str, size: int, depth: int) -> int:
+    """First tile of `size` tiles behind those of the last operator if there is room, else 0."""
+    base = builder.cursors.get(memory, 0)
+    base = base if base + size <= depth else 0
+    builder.cursors[memory] = base + size
+    return base
 
 
 def _shared(weights: WeightContent) -> bool:
@@ -146,19 +159,31 @@ class _TileEmitter:
     # --- reduction ---
     def _gemm(self, step: Gemm) -> None:
         weights = self.parent.shared if is_shared(step) else self.parent.wgt
+        if self.parent.is_starting and is_dense(self.parent.op) and not is_shared(step):
+            self._load_weights_early(self.plan[self.gemms])
         for chunk in self.plan[self.gemms]:
             inp, new_inputs = self.parent.inp.place(chunk.inputs)
-            wgt, new_weights = weights.place(chunk.weights)
+            early = self.parent.early
+            wgt, new_weights = (early.popleft(), False) if early else weights.place(chunk.weights)
             # Nothing computes yet: begin with the first input block instead of waiting for all.
             pieces = split(chunk) if self.parent.is_starting else [Piece.whole(chunk)]
             self.parent.is_starting = False
             for piece in pieces:
-                if new_inputs:
-                    self._load("inp", inp, chunk.inputs.plane.region, piece.input_transfers)
+                # Weights first: inputs may still be on their way from the previous operator.
                 if new_weights:
                     self._load("wgt", wgt, chunk.weights.region, piece.weight_transfers)
+                if new_inputs:
+                    self._load("inp", inp, chunk.inputs.plane.region, piece.input_transfers)
                 self._reduce(piece, (self.base + chunk.accumulator, inp, wgt), step.passes)
         self.gemms += 1
+
+    def _load_weights_early(self, plan: list[Chunk]) -> None:
+        """All weights that fit, ahead of the inputs, which the previous operator may not have stored yet."""
+        for chunk in plan[: self.place.wgt_slots]:
+            base, missing = self.parent.wgt.place(chunk.weights)
+            if missing:
+                self._load("wgt", base, chunk.weights.region, tuple(chunk.weights.transfers()))
+            self.parent.early.append(base)
 
     def _load(self, memory: Literal["inp", "wgt"], base: int, region: str, moves: tuple[Transfer, ...]) -> None:
         for move in moves:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Vectors of all blocks stay in the accumulator buffer if they take no more than this part of it.
 VECTOR_SHARE = 8
+FEW_POSITIONS = 8
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ def gemm_levels(op: TileOp) -> list[tuple[Gemm, int]]:
 def is_shared(step: Gemm) -> bool:
     """Whether all blocks use the same weight tiles."""
     return step.output_stride == 0 and step.input_stride == 0
+
+
+def is_dense(op: TileOp) -> bool:
+    """Whether weights take longer to load than to use: few positions."""
+    return op.batches * op.height * op.width <= FEW_POSITIONS
 
 
 @lru_cache(maxsize=4096)
@@ -150,7 +156,8 @@ def _useful_slots(op: TileOp, schedule: Schedule, axis: Literal["oc", "spatial"]
     tiles, others = (blocks, spatial) if axis == "oc" else (spatial, blocks)
     alternates = schedule.threads == 2 and (schedule.order == "oc") == (schedule.thread_axis == "oc")
     if others == 1:
-        return (2,)
+        # Weights of a dense layer come ahead of its inputs.
+        return (tiles * per_tile,) if axis == "oc" and is_dense(op) else (2,)
     if schedule.order == axis:
         return (2 * per_tile, 2) if alternates else (per_tile, 2)
     return (tiles * per_tile, per_tile, 2) if alternates else (tiles * per_tile, 2)

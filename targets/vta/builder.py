@@ -62,6 +62,9 @@ class ProgramBuilder:
         self._dram: dict[str, Touched] = {}
         self._granule = min(config.inp_tile_bytes, config.out_tile_bytes)
         self._footprints: dict[tuple[Any, ...], tuple[Index, ...]] = {}
+        # Per buffer, where the last operator's slots end: an emitter puts the next ones behind them, so that its first
+        # loads need not wait.
+        self.cursors: dict[str, int] = {}
 
     def region(self, name: str, size: int, *, data: bytes | None = None, access: Access = "r") -> None:
         """Declare a memory region of `size` bytes; declaring it again must repeat the same size and access.

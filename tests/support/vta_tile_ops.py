@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from lpsn_tvm.schedules.vta.ops import Gemm, Plane, Pool, Scalar, Span, Step, St
 from lpsn_tvm.schedules.vta.schedule import Schedule
 from lpsn_tvm.targets.vta.builder import ProgramBuilder
 from lpsn_tvm.targets.vta.config import VtaConfig
-from lpsn_tvm.targets.vta.program import link
+from lpsn_tvm.targets.vta.program import LinkedProgram, link
 from lpsn_tvm.targets.vta.simulator import SimulationResult, simulate
 
 Array = np.ndarray[Any, Any]
@@ -152,7 +153,7 @@ def memory_of(op: TileOp, config: VtaConfig, seed: int = 0) -> dict[str, Array]:
             memory[step.region] = rng.integers(*bounds, shape).astype(np.int32)
         elif isinstance(step, Store):
             tiles = step.plane.base + step.plane.tiles
-            memory["y"] = np.zeros((tiles, config.batch, config.block_out), np.int8)
+            memory[step.plane.region] = np.zeros((tiles, config.batch, config.block_out), np.int8)
     return memory
 
 
@@ -164,29 +165,49 @@ def pack(values: Array, bits: int) -> bytes:
     return (flat[:, 0] | flat[:, 1] << 4).astype(np.uint8).tobytes()
 
 
-def program_of(op: TileOp, schedule: Schedule, config: VtaConfig, memory: dict[str, Array]) -> Any:
+def program_of(
+    ops: Sequence[TileOp], schedules: Sequence[Schedule], config: VtaConfig, memory: dict[str, Array]
+) -> LinkedProgram:
+    """One program of these operators; what one of them stores has no contents before."""
     builder = ProgramBuilder(config)
+    written = {step.plane.region for op in ops for step in op.steps if isinstance(step, Store)}
     for name, values in memory.items():
-        bits = config.wgt_bits if name in ("w", "i") else 32 if values.dtype == np.int32 else config.inp_bits
+        bits = config.wgt_bits if name[0] in "wi" else 32 if values.dtype == np.int32 else config.inp_bits
         data = pack(values, bits)
-        if name == "y":
-            builder.region(name, len(data), access="w")
+        if name in written:
+            builder.region(name, len(data), access="rw")
         else:
             builder.region(name, len(data), data=data)
-    emit(builder, op, schedule)
+    for op, schedule in zip(ops, schedules, strict=True):
+        emit(builder, op, schedule)
     return link(builder.finish())
 
 
-def check(
-    op: TileOp, schedule: Schedule, config: VtaConfig, *, seed: int = 0, interleavings: int = 2
+def check_all(
+    ops: Sequence[TileOp],
+    schedules: Sequence[Schedule],
+    config: VtaConfig,
+    *,
+    seed: int = 0,
+    interleavings: int = 2,
 ) -> SimulationResult:
-    """The emitted program against the meaning of the operator, bit for bit, under several interleavings."""
-    memory = memory_of(op, config, seed)
-    linked = program_of(op, schedule, config, memory)
-    evaluate(op, memory, config)
+    """The emitted program against the meaning of the operators, bit for bit, under several interleavings."""
+    memory: dict[str, Array] = {}
+    for op in ops:
+        memory = memory_of(op, config, seed) | memory
+    linked = program_of(ops, schedules, config, memory)
+    for op in ops:
+        evaluate(op, memory, config)
     expected = pack(memory["y"], config.out_bits)
     result = simulate(linked, model="pynq")
     assert result.memory["y"] == expected
     for interleaving in range(interleavings):
         assert simulate(linked, model=None, interleaving=interleaving).memory["y"] == expected
     return result
+
+
+def check(
+    op: TileOp, schedule: Schedule, config: VtaConfig, *, seed: int = 0, interleavings: int = 2
+) -> SimulationResult:
+    """One operator alone."""
+    return check_all([op], [schedule], config, seed=seed, interleavings=interleavings)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from vta_tile_ops import check, conv_op
+from vta_tile_ops import check, check_all, conv_op
 
 from lpsn_tvm.errors import CompileError, VtaProgramError
 from lpsn_tvm.schedules.vta.emit import candidates, default_schedule, emit, fits
@@ -240,3 +240,29 @@ def test_a_wrong_slot_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     schedule, config = Schedule(tile_h=4, tile_w=4, wgt_slots=2), PRESETS["pynq"]
     with pytest.raises((AssertionError, VtaProgramError)):
         check(op, schedule, config)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(data=st.data(), name=st.sampled_from(CONFIGS))
+def test_operators_of_one_program(data: st.DataObject, name: str) -> None:
+    """Slots, micro-ops and stored tensors of three operators, each of which reads what the previous one stored."""
+    config = PRESETS[name]
+    first = conv_op(inputs=1, outputs=2, size=(8, 8), middle=REQUANTIZE)
+    second = conv_op(inputs=2, outputs=3, size=(8, 8), kernel=(8, 8), padding=(0, 0), middle=REQUANTIZE)
+    third = conv_op(inputs=3, outputs=2, size=(1, 1), kernel=(1, 1), padding=(0, 0), middle=REQUANTIZE)
+    ops = [chained(first, "x", "m", "w0"), chained(second, "m", "n", "w1"), chained(third, "n", "y", "w2")]
+    check_all(ops, [data.draw(schedules(op, config)) for op in ops], config)
+
+
+def chained(op: TileOp, source: str, target: str, weights: str) -> TileOp:
+    """The operator with other regions."""
+    steps: list[Step] = []
+    for step in op.steps:
+        if isinstance(step, Gemm):
+            step = replace(step, source=replace(step.source, region=source), weights=weights)
+        elif isinstance(step, Store):
+            step = replace(step, plane=replace(step.plane, region=target))
+        elif isinstance(step, Vector):
+            step = replace(step, region=step.region + weights)
+        steps.append(step)
+    return replace(op, steps=tuple(steps))
