@@ -87,8 +87,10 @@ class Form:
         return np.asarray(self.channels, np.int64)
 
     def per_lane(self, values: Array, fill: int = 0) -> Array:
-        """`values[channel]` of each lane, `fill` in empty ones."""
+        """`values[channel]` of each lane (one value: of all channels), `fill` in empty ones."""
         channels = self.channel_array
+        if np.size(values) == 1:
+            return np.where(channels >= 0, np.asarray(values).reshape(-1)[0], fill)
         return np.where(channels >= 0, np.asarray(values)[np.maximum(channels, 0)], fill)
 
     @cached_property

@@ -116,7 +116,10 @@ def lower_graph(graph: IntegerGraph, config: VtaConfig) -> LoweredNetwork:
 def _lower_node(context: Context, node: Node) -> None:
     rule = RULES.get(node.op)
     if rule is None:
-        lower_to_host(context, node, _REASONS.get(node.op, "the accelerator has no such operation"))
+        reason = (
+            "it computes in float32" if node.op.startswith("lpsn.float_") else "the accelerator has no such operation"
+        )
+        lower_to_host(context, node, _REASONS.get(node.op, reason))
         return
     before = context.snapshot()
     try:
