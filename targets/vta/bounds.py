@@ -19,11 +19,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lpsn_tvm.schedules.vta.nest import MIN_DISTANCE
-from lpsn_tvm.schedules.vta.ops import Gemm, Pool, Scalar, Store, TileOp, Vector
+from lpsn_tvm.schedules.vta.ops import Gemm, Scalar, Store, TileOp, Vector
 from lpsn_tvm.schedules.vta.placement import placement
 from lpsn_tvm.targets.vta.traffic import (
     Buffer,
     cut,
+    gemm_floor,
     input_tiles,
     out_extent,
     source_extents,
@@ -127,19 +128,13 @@ class Work:
 def alu_work(op: TileOp) -> tuple[int, int, int]:
     """(immediate, tensor) micro-operations and instructions per output tile that the steps need at least.
 
-    A bias may become part of the reduction and an addition of an immediate part of a bias: they count nothing.
+    A bias may become part of the reduction and an addition of an immediate part of a bias: they count nothing. Steps
+    before a pooling may move behind it, where there are fewer positions.
     """
-    before, after = op.height * op.width, out_extent(op, 0) * out_extent(op, 1)
-    positions, immediate, tensor, instructions = before, 0, 0, 0
-    for step in op.steps:
-        if isinstance(step, Scalar) and step.kind in ("min", "max", "shr"):
-            immediate, instructions = immediate + positions, instructions + 1
-        elif isinstance(step, Vector) and step.kind == "shr":
-            tensor, instructions = tensor + positions, instructions + 1
-        elif isinstance(step, Pool):
-            positions = after
-    blocks = op.batches * op.blocks
-    return immediate * blocks, tensor * blocks, instructions
+    positions = min(op.height * op.width, out_extent(op, 0) * out_extent(op, 1)) * op.batches * op.blocks
+    immediate = sum(isinstance(step, Scalar) and step.kind in ("min", "max", "shr") for step in op.steps)
+    tensor = sum(isinstance(step, Vector) and step.kind == "shr" for step in op.steps)
+    return immediate * positions, tensor * positions, immediate + tensor
 
 
 def work_of(op: TileOp, schedule: Schedule, config: VtaConfig) -> Work:
@@ -149,7 +144,7 @@ def work_of(op: TileOp, schedule: Schedule, config: VtaConfig) -> Work:
     gemms = [step for step in op.steps if isinstance(step, Gemm)]
     place, tiles = placement(op, schedule, config), spatial * len(oc_tiles)
     immediate, tensor, alu_instructions = alu_work(op)
-    stores = sum(isinstance(step, Store) for step in op.steps)
+    stores = [step for step in op.steps if isinstance(step, Store)]
     first = gemms[0]
     window = [int(source_extents(first, op, a, size)[0]) for a, size in ((0, schedule.tile_h), (1, schedule.tile_w))]
     lists = [_lists(step, op, schedule, config, tiles) for step in gemms]
@@ -164,13 +159,13 @@ def work_of(op: TileOp, schedule: Schedule, config: VtaConfig) -> Work:
         )
     )
     return Work(
-        gemm=op.micro_operations,
+        gemm=gemm_floor(op),
         immediate=immediate,
         tensor=tensor,
         inp=inp[0],
         wgt=wgt[0],
-        out=stores * op.batches * op.blocks * out_extent(op, 0) * out_extent(op, 1),
-        bursts=stores * _bursts(op, len(rows), len(columns), tiles),
+        out=sum(step.plane.tiles for step in stores),
+        bursts=len(stores) * _bursts(op, len(rows), len(columns), tiles),
         first_inp=window[0] * window[1],
         first_wgt=len(first.taps),
         last_out=(oc_tiles[-1][1] - oc_tiles[-1][0]) * (rows[-1][1] - rows[-1][0]) * (columns[-1][1] - columns[-1][0]),

@@ -52,19 +52,37 @@ def cut(extent: int, size: int) -> tuple[Tile, ...]:
     return tuple((start, min(start + size, extent)) for start in range(0, extent, size))
 
 
-def pool_of(op: TileOp) -> Pool | None:
-    """The pooling step of an operator, if it has one."""
-    return next((step for step in op.steps if isinstance(step, Pool)), None)
+def pools_of(op: TileOp) -> tuple[Pool, ...]:
+    """The pooling steps of an operator, in order."""
+    return tuple(step for step in op.steps if isinstance(step, Pool))
 
 
 def window(tile: Tile, axis: int, op: TileOp) -> Tile:
-    """Accumulator rows (axis 0) or columns (axis 1) that the output positions `tile` need."""
-    pool = pool_of(op)
-    if pool is None:
-        return tile
-    extent = (op.height, op.width)[axis]
-    kernel, stride, pad = pool.kernel[axis], pool.strides[axis], pool.padding[axis]
-    return max(tile[0] * stride - pad, 0), min((tile[1] - 1) * stride - pad + kernel, extent)
+    """Accumulator rows (axis 0) or columns (axis 1) that the output positions `tile` need, as (first, one past last)."""
+    pools = pools_of(op)
+    extents = [(op.height, op.width), *((pool.height, pool.width) for pool in pools)]
+    for pool, extent in reversed(list(zip(pools, extents, strict=False))):
+        kernel, stride, pad = pool.kernel[axis], pool.strides[axis], pool.padding[axis]
+        tile = max(tile[0] * stride - pad, 0), min((tile[1] - 1) * stride - pad + kernel, extent[axis])
+    return tile
+
+
+@lru_cache(maxsize=256)
+def gemm_floor(op: TileOp) -> int:
+    """GEMM micro-operations at least: what no pooling window reads need not be computed."""
+    if not pools_of(op):
+        return op.micro_operations
+    needed = [{i for o in range(out_extent(op, axis)) for i in range(*window((o, o + 1), axis, op))} for axis in (0, 1)]
+    total = 0
+    for step in op.steps:
+        if isinstance(step, Gemm):
+            for tap in step.taps:
+                rows, columns = (
+                    sum(span.start + i * span.step in wanted for i in range(span.count))
+                    for span, wanted in zip((tap.dst_y, tap.dst_x), needed, strict=True)
+                )
+                total += rows * columns * step.fan_in * step.passes
+    return total * op.batches * op.blocks
 
 
 def used(spans: tuple[tuple[Span, Span], ...], tile: Tile) -> int:
@@ -86,10 +104,9 @@ def source_extents(step: Gemm, op: TileOp, axis: int, size: int) -> Counts:
 
 
 def out_extent(op: TileOp, axis: int) -> int:
-    """Rows or columns that the operator stores."""
-    pool = pool_of(op)
-    extents = (op.height, op.width) if pool is None else (pool.height, pool.width)
-    return extents[axis]
+    """Rows or columns of the rectangle after all pooling."""
+    pools = pools_of(op)
+    return (pools[-1].height, pools[-1].width)[axis] if pools else (op.height, op.width)[axis]
 
 
 def _pairs(tiles: tuple[Tile, ...], paired: bool) -> list[tuple[Tile, ...]]:
