@@ -75,7 +75,10 @@ class AcceleratorReport:
         return sum(step.dram_bytes for step in self.steps)
 
     def utilization(self, model: str, step: AcceleratorStep | None = None) -> float:
-        """Useful multiply-accumulates per possible one, 0..1, of a step or of the network."""
+        """Multiply-accumulates of the layer per possible one, of a step or of the network.
+
+        May exceed 1: those with padding zeros are counted, as usual, but never executed.
+        """
         macs = sum(s.macs for s in self.steps) if step is None else step.macs
         cycles = self.cycles.get(model, 0) if step is None else step.cycles.get(model, 0)
         return macs / (cycles * self.macs_per_cycle) if cycles else 0.0

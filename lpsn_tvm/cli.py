@@ -218,7 +218,7 @@ def run(
         )
         if output is None and value.size <= 64:
             typer.echo(np.array2string(value, precision=5, suppress_small=True))
-    typer.echo(f"{artifact.benchmark():.3f} ms per run of batch {artifact.batch}")
+    typer.echo(f"{artifact.benchmark():.3f} ms per run of batch {artifact.batch} ({artifact.timing})")
 
 
 @app.command()

@@ -68,6 +68,7 @@ class VtaArtifact(Artifact):
     """
 
     kind = "vta"
+    timing = "simulated, host steps left out"
 
     network: VtaNetwork = field(repr=False)
     model: str = "pynq"
