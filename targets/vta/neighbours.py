@@ -8,14 +8,16 @@ from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
+from lpsn_tvm.errors import CompileError
 from lpsn_tvm.schedules.vta.ops import Gemm, TileOp
-from lpsn_tvm.schedules.vta.placement import fits
+from lpsn_tvm.schedules.vta.placement import placement
 from lpsn_tvm.schedules.vta.schedule import Schedule
 from lpsn_tvm.targets.vta.traffic import out_extent, spatial_tiles
 
 if TYPE_CHECKING:
     from lpsn_tvm.targets.vta.config import VtaConfig
 
+WIDTH_PIECES = (1, 2, 4)
 SLOTS = (0, 2, 3, 4, 6)
 ORDERS: tuple[Literal["oc", "spatial"], ...] = ("oc", "spatial")
 INNERS: tuple[Literal["x", "co"], ...] = ("x", "co")
@@ -60,20 +62,26 @@ def changed(schedule: Schedule, values: Mapping[str, Any]) -> Schedule:
 
 
 def seeds(op: TileOp, config: VtaConfig) -> Iterator[Schedule]:
-    """Where search begins: tiles of whole or half rows that fill a good part of an accumulator slot; all fit."""
+    """Where search begins: tiles of whole, half or quarter rows that fill a good part of the accumulators; all fit."""
     extents = extents_of(op)
-    widths = sorted({extents["tile_w"], -(-extents["tile_w"] // 2)}, reverse=True)
+    widths = sorted({-(-extents["tile_w"] // pieces) for pieces in WIDTH_PIECES}, reverse=True)
     for tile_w, tile_co, tile_h in product(widths, *(useful_sizes(extents[name]) for name in ("tile_co", "tile_h"))):
-        tiles = tile_w * tile_co * tile_h
         whole = tile_co == extents["tile_co"] and tile_h == extents["tile_h"] and tile_w == extents["tile_w"]
-        if not whole and not config.acc_depth // 6 <= tiles <= config.acc_depth:
-            continue
         for tile_ci in useful_sizes(extents["tile_ci"]):
             for threads in (2, 1):
                 tile = Schedule(tile_co=tile_co, tile_h=tile_h, tile_w=tile_w, tile_ci=tile_ci, threads=threads)
-                if fits(op, tile, config):
+                room = accumulators(op, tile, config)
+                if room is not None and (whole or room >= config.acc_depth // 6):
                     yield from (replace(tile, order=order, inner=inner) for order in ORDERS for inner in INNERS)
                     break
+
+
+def accumulators(op: TileOp, schedule: Schedule, config: VtaConfig) -> int | None:
+    """Accumulators of an output tile, pooled ones included; None where the schedule does not fit."""
+    try:
+        return placement(op, schedule, config).acc_slot
+    except CompileError:
+        return None
 
 
 def neighbours(schedule: Schedule, op: TileOp) -> Iterator[Schedule]:

@@ -58,7 +58,7 @@ def pools_of(op: TileOp) -> tuple[Pool, ...]:
 
 
 def window(tile: Tile, axis: int, op: TileOp) -> Tile:
-    """Accumulator rows (axis 0) or columns (axis 1) that the output positions `tile` need, as (first, one past last)."""
+    """Accumulator rows (axis 0) or columns (axis 1), first and one past last, that output positions `tile` need."""
     pools = pools_of(op)
     extents = [(op.height, op.width), *((pool.height, pool.width) for pool in pools)]
     for pool, extent in reversed(list(zip(pools, extents, strict=False))):
