@@ -72,6 +72,24 @@ def test_loading_acc_leaves_out_to_the_store_unit() -> None:
         assert simulate(linked, interleaving=seed).memory["y"] == np.arange(32, dtype=np.int8).tobytes()
 
 
+@pytest.mark.parametrize("pads", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (2, 1, 1, 3)])
+def test_padding_writes_zeros_over_what_was_there(pads: tuple[int, int, int, int]) -> None:
+    top, bottom, left, right = pads
+    rows, columns = 2 + top + bottom, 3 + left + right
+    count = rows * columns
+    hand = Hand().region("x", np.full(count * 16, 7, np.int8)).region("w", np.eye(16, dtype=np.int8))
+    hand.region("y", None, "w", size=count * 16).uops([(t, t) for t in range(count)])
+    hand.add(Load(memory="uop", y_size=1, x_size=count, x_stride=count), "uop")
+    hand.add(Load(memory="inp", y_size=1, x_size=count, x_stride=count), "x")
+    padding = dict(y_pad_0=top, y_pad_1=bottom, x_pad_0=left, x_pad_1=right)
+    hand.add(Load(memory="inp", y_size=2, x_size=3, x_stride=3, **padding), "x")
+    hand.add(Load(memory="wgt", y_size=1, x_size=1, x_stride=1, push_next=True), "w")
+    hand.add(Gemm(reset=True, uop_end=count)).add(Gemm(uop_end=count, pop_prev=True, push_next=True))
+    hand.add(Store(y_size=1, x_size=count, x_stride=count, pop_prev=True, push_prev=True), "y")
+    expected = np.pad(np.full((2, 3, 16), 7, np.int8), ((top, bottom), (left, right), (0, 0)))
+    assert simulate(hand.add(final_nop()).add(Finish()).link()).memory["y"] == expected.tobytes()
+
+
 def random_program(config: VtaConfig, rng: np.random.Generator) -> tuple[LinkedProgram, dict[str, bytes]]:
     """Loads, matrix products, vector operations and stores at random places; the builder inserts the tokens."""
     builder = ProgramBuilder(config)

@@ -158,6 +158,15 @@ def test_token_queue_holds_1024() -> None:
         simulate(tokens(1025))
 
 
+def test_tokens_that_fetch_cannot_let_pile_up() -> None:
+    """Load never waits for compute, but its instructions are fetched only as compute's queue empties."""
+    hand = Hand()
+    for _ in range(3000):
+        hand.add(Load(memory="inp", push_next=True, **NOP)).add(Load(memory="uop", pop_prev=True, **NOP))
+    hand.add(Load(memory="uop", push_next=True, **NOP)).add(Store(pop_prev=True, push_prev=True, **NOP))
+    simulate(hand.add(final_nop()).add(Finish()).link())
+
+
 def test_full_command_queues_hold_back_fetch_but_not_the_result() -> None:
     """More commands than a queue holds: fetch waits, nothing deadlocks, and the model says how long."""
     hand = Hand().uops([(t, t) for t in range(3)]).add(Load(memory="uop", **ROW), "uop")
