@@ -71,7 +71,7 @@ def is_dense(op: TileOp) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _reach(op: TileOp, index: int, axis: int, size: int) -> int:
+def reach(op: TileOp, index: int, axis: int, size: int) -> int:
     """Most source rows (axis 0) or columns (axis 1) that the taps of GEMM step `index` read for one tile."""
     step, level = gemm_levels(op)[index]
     spans = {(tap.dst_y, tap.src_y) if axis == 0 else (tap.dst_x, tap.src_x) for tap in step.taps}
@@ -85,7 +85,7 @@ def _reach(op: TileOp, index: int, axis: int, size: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _longest(op: TileOp, axis: int, size: int) -> tuple[int, ...]:
+def longest(op: TileOp, axis: int, size: int) -> tuple[int, ...]:
     """Most accumulator rows or columns of a tile, per level."""
     return tuple(max(ranges[level].count for ranges in axis_tiles(op, axis, size)) for level in range(_count(op)))
 
@@ -102,7 +102,7 @@ def placement(op: TileOp, schedule: Schedule, config: VtaConfig) -> Placement:
     CompileError
         Something does not fit; names the operator, the tiles needed and the tiles available.
     """
-    rows, columns = _longest(op, 0, schedule.tile_h), _longest(op, 1, schedule.tile_w)
+    rows, columns = longest(op, 0, schedule.tile_h), longest(op, 1, schedule.tile_w)
     blocks, batches = min(schedule.tile_co, op.blocks), min(schedule.tile_b, op.batches)
     levels, acc_slot = [], 0
     for height, width in zip(rows, columns, strict=True):
@@ -173,7 +173,7 @@ def _contents(op: TileOp, schedule: Schedule, batches: int, blocks: int) -> tupl
     inp_slot = wgt_slot = shared_slot = 0
     shared = set()
     for index, (step, _) in enumerate(gemm_levels(op)):
-        area = _reach(op, index, 0, schedule.tile_h) * _reach(op, index, 1, schedule.tile_w)
+        area = reach(op, index, 0, schedule.tile_h) * reach(op, index, 1, schedule.tile_w)
         if not area:
             continue
         taps = tap_range(step.taps).count
