@@ -93,6 +93,9 @@ class Runner:
 
     def _operations(self, modules: Optional[Tuple[Any, ...]], compiled: bool) -> None:
         if modules is None:
+            for name in [name for name in sys.modules if name.startswith("lpsn_") and "." not in name]:
+                if name != "lpsn_tvm":
+                    del sys.modules[name]  # another bundle's
             sys.path.insert(0, self.bundle.folder)
             try:
                 names = ("lpsn_quant", "lpsn_float_ops", "lpsn_host_steps", "lpsn_layout")
@@ -228,7 +231,7 @@ class Runner:
 
     def run(self, feeds: Mapping[str, Any]) -> Dict[str, Any]:
         """Outputs by name, for inputs of exactly the compiled shapes."""
-        values: Dict[str, Any] = dict(feeds)
+        values = Values(feeds, self.ops)
         packed: Dict[str, Any] = {}
         self.times = []
         for index, step in enumerate(self.bundle.network["steps"]):
@@ -245,7 +248,7 @@ class Runner:
         names = self.bundle.network["output_names"]
         return {name: values[value] for name, value in zip(names, self.bundle.network["outputs"])}
 
-    def _run_program(self, program: Any, step: Any, values: Dict[str, Any], packed: Dict[str, Any]) -> float:
+    def _run_program(self, program: Any, step: Any, values: Values, packed: Dict[str, Any]) -> float:
         """Write the inputs, run, read the outputs; equal tensor names in two programs are the same bytes."""
         for tensor in step["inputs"]:
             if tensor["name"] not in packed:
@@ -256,8 +259,8 @@ class Runner:
             layout = tensor["layout"]
             data = program.regions[tensor["region"]].read()[tensor["offset"] : tensor["offset"] + layout.size]
             packed[tensor["name"]] = data
-            if tensor["value"] and not hasattr(layout, "lanes"):
-                values[tensor["value"]] = self.ops.unpack(layout, data)
+            if not hasattr(layout, "lanes"):
+                values.left(tensor["value"], layout, data)
         return seconds
 
     def _layout(self, record: Mapping[str, Any]) -> Any:
@@ -269,6 +272,24 @@ class Runner:
                 None if x is None else lane(x["channel"], x["dy"], x["dx"], x["part"]) for x in fields["lanes"]
             )
         return getattr(self._layouts, record["type"])(**fields)
+
+
+class Values(Dict[str, Any]):
+    """Values by name; what a program left is unpacked when somebody asks for it."""
+
+    def __init__(self, feeds: Mapping[str, Any], ops: Any) -> None:
+        super().__init__(feeds)
+        self._ops = ops
+        self._left: Dict[str, Tuple[Any, Any]] = {}
+
+    def left(self, name: str, layout: Any, data: Any) -> None:
+        """A program left a value in a layout."""
+        self.pop(name, None)
+        self._left[name] = layout, data
+
+    def __missing__(self, name: str) -> Any:
+        self[name] = self._ops.unpack(*self._left[name])
+        return self[name]
 
 
 def _input(value: Any, info: Mapping[str, Any]) -> Any:

@@ -103,6 +103,32 @@ def test_old_python(python: str, on_pynq: Board) -> None:
         assert result.returncode == 0, result.stderr
 
 
+MODELS = Path(__file__).resolve().parents[3] / "tutorials" / "models"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("espcn_x2", (1, 1, 24, 24)), ("fashion_resnet14", (1, 1, 28, 28)), ("fashion_mobilenet", (1, 1, 28, 28))],
+)
+def test_real_networks_equal_the_module(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    import lpsn_tvm
+
+    rng = np.random.default_rng(0)
+    samples = rng.random((16, *shape[1:]), dtype=np.float32)
+    options = {"calibration": samples, "bits": 8, "measure": False, "progress": False, "sparsity": None}
+    source = MODELS / f"{name}.onnx"
+    shapes = {"input": shape} if name == "espcn_x2" else {}
+    module = lpsn_tvm.build(source, target="vta -preset=pynq", input_shapes=shapes, **options)
+    x = samples[:2]
+    module.export_pynq(tmp_path / "b.zip", sample={module.inputs[0].name: x[: module.batch]})
+    device = board(tmp_path / "b.zip", tmp_path, PRESETS["pynq"])
+    np.save(tmp_path / "x.npy", x)
+    result = device.run("--self-test", "--input", "x.npy", "--output", "y.npy", compiled=True)
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), module(x))
+
+
 # --- the bitstream
 
 
