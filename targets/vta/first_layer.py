@@ -14,7 +14,7 @@ doubled before those over `low` are added.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lpsn_tvm.schedules.vta.ops import Plane
 from lpsn_tvm.targets.vta.forms import Form, Image, Value
@@ -55,6 +55,14 @@ class _Packing:
         """(channel, dy, dx), channels innermost."""
         return [(c, dy, dx) for dy in self.rows.offsets for dx in self.columns.offsets for c in range(self.channels)]
 
+    def moved(self, pixels: int) -> _Packing:
+        """For results that begin to sum this many pixels further right."""
+        return (
+            self
+            if self.columns.step == 1
+            else replace(self, columns=replace(self.columns, first=self.columns.first + pixels))
+        )
+
     @property
     def is_plain(self) -> bool:
         """One pixel per tile, none outside the image."""
@@ -68,9 +76,10 @@ class _Packing:
 
 
 def sources_of(
-    context: Context, name: str, variable: str, groups: int, windows: Windows, result: Rectangle
-) -> list[tuple[Value, int]]:
-    """The parts of `variable` that layer `name` sums over, each with the number of doublings that follow it.
+    context: Context, name: str, variable: str, groups: int, windows: Windows, results: tuple[Rectangle, ...]
+) -> list[tuple[list[Value], int]]:
+    """The parts of `variable` that layer `name` sums over: a value per rectangle of its accumulators (they are alike
+    but for the pixels they begin with), and the number of doublings that follow each part.
 
     Raises
     ------
@@ -78,16 +87,19 @@ def sources_of(
         No tile layout, or integers too wide even for two parts.
     """
     if variable not in context.host_made or variable not in context.ranges:
-        return [(context.value(variable), 0)]
-    image = context.image(variable)
-    packing = _best(image, groups, windows, result, context.block)
+        return [([context.value(variable)] * len(results), 0)]
+    packing = _best(context.image(variable), groups, windows, results[0], context.block)
+    packings = [packing.moved(windows[1].stride * (_first(result) - _first(results[0]))) for result in results]
     if context.fits(variable):
-        return [(context.value(variable) if packing.is_plain else _packed(context, name, variable, packing), 0)]
+        if packing.is_plain:
+            return [([context.value(variable)] * len(results), 0)]
+        return [(_packed(context, name, variable, packings, ("whole",)), 0)]
     unit = 1 << context.config.inp_bits
     low, high = context.ranges[variable]
     if low < -(unit * unit // 2) or high >= (unit // 2) * unit - unit // 2:
         raise Unmapped(f"its input holds {low}..{high}, too much for two parts of {context.config.inp_bits} bits")
-    return _split(context, name, variable, packing)
+    values = _packed(context, name, variable, packings, ("high", "low"))
+    return [(values[: len(results)], context.config.inp_bits), (values[len(results) :], 0)]
 
 
 def _best(image: Image, groups: int, windows: Windows, result: Rectangle, block: int) -> _Packing:
@@ -96,19 +108,22 @@ def _best(image: Image, groups: int, windows: Windows, result: Rectangle, block:
     candidates = []
     for axis, window in enumerate(windows):
         pixels = image[2 + axis]
-        plain = _Axis(1, 0, 1, pixels, 0)
-        sizes = range(window.stride, window.kernel + 1) if may_pack and window.dilation == 1 else ()
-        packed = [_window_axis(window, result.tiles[axis], size) for size in sizes]
-        candidates.append([_counted(choice, window, pixels, result, axis) for choice in (plain, *packed)])
-    choices = [_Packing(y, x, image[1]) for y in candidates[0] for x in candidates[1]]
+        choices = [_Axis(1, 0, 1, pixels, 0)]
+        if may_pack and window.dilation == 1:
+            choices += _window_axes(window, result, axis)
+        candidates.append([_counted(choice, window, pixels, result, axis) for choice in choices])
+    packings = [_Packing(y, x, image[1]) for y in candidates[0] for x in candidates[1]]
     output_blocks = result.form.lanes // block
-    return min(choices, key=lambda packing: packing.cycles(block, output_blocks))
+    return min(packings, key=lambda packing: packing.cycles(block, output_blocks))
 
 
-def _window_axis(window: Window, outputs: int, size: int) -> _Axis:
-    """Tile t holds `size` pixels from `t * stride - padding` on; enough tiles for the last kernel position."""
-    tiles = outputs + ceil_div(window.kernel - size, window.stride)
-    return _Axis(window.stride, -window.padding, size, tiles, 0)
+def _window_axes(window: Window, result: Rectangle, index: int) -> list[_Axis]:
+    """Tile t holds `size` pixels from those that result tile t begins with; enough tiles for the last position."""
+    offsets, tiles = result.form.offsets[index], result.tiles[index]
+    step = window.stride * result.form.steps[index]
+    extent = window.kernel + window.stride * (offsets[-1] - offsets[0])
+    first = window.stride * offsets[0] - window.padding
+    return [_Axis(step, first, size, tiles + ceil_div(extent - size, step), 0) for size in range(step, extent + 1)]
 
 
 def _counted(axis: _Axis, window: Window, pixels: int, result: Rectangle, index: int) -> _Axis:
@@ -120,61 +135,44 @@ def _counted(axis: _Axis, window: Window, pixels: int, result: Rectangle, index:
     return _Axis(axis.step, axis.first, axis.size, axis.tiles, positions)
 
 
-def _packed(context: Context, name: str, variable: str, packing: _Packing) -> Value:
-    layout = _layout(context, variable, packing, [*packing.lanes], ("whole",))
-    return _parts(context, name, variable, packing, layout, 1)[0]
-
-
-def _split(context: Context, name: str, variable: str, packing: _Packing) -> list[tuple[Value, int]]:
-    """High parts in the first blocks, low parts in the blocks behind them."""
-    layout = _layout(context, variable, packing, [*packing.lanes], ("high", "low"))
-    high, low = _parts(context, name, variable, packing, layout, 2)
-    return [(high, layout.low_bits), (low, 0)]
-
-
-def _layout(
-    context: Context, variable: str, packing: _Packing, lanes: list[tuple[int, int, int]], parts: tuple[Part, ...]
-) -> GatherLayout:
-    block, config = context.block, context.config
-    empty = [None] * (ceil_div(len(lanes), block) * block - len(lanes))
+def _packed(
+    context: Context, name: str, variable: str, packings: list[_Packing], parts: tuple[Part, ...]
+) -> list[Value]:
+    """One packed tensor; blocks of each part, within them of each rectangle, are a value of their own."""
+    config, block = context.config, context.block
+    distinct, packing = list(dict.fromkeys(packings)), packings[0]
+    blocks = ceil_div(len(packing.lanes), block)
     filled: list[Lane | None] = []
     for part in parts:
-        filled += [Lane(*lane, part) for lane in lanes]
-        filled += empty
-    return GatherLayout(
+        for moved in distinct:
+            filled += [Lane(*lane, part) for lane in moved.lanes]
+            filled += [None] * (-len(filled) % block)
+    steps = (packing.rows.step, packing.columns.step)
+    low_bits = config.inp_bits if len(parts) > 1 else 0
+    layout = GatherLayout(
         context.shapes[variable],
         config.batch,
         block,
         tuple(filled),
         packing.rows.tiles,
         packing.columns.tiles,
-        (packing.rows.step, packing.columns.step),
+        steps,
         config.inp_bits,
-        config.inp_bits if len(parts) > 1 else 0,
+        low_bits,
     )
-
-
-def _parts(
-    context: Context, name: str, variable: str, packing: _Packing, layout: GatherLayout, count: int
-) -> list[Value]:
-    """The packed tensor, one value per part."""
     region = context.unused_name(f"{variable}.{name}")
     context.tensors[region] = SymbolicTensor(variable, layout)
-    form = Form.gathered(packing.lanes, layout.strides, context.block)
-    blocks = layout.blocks // count
     whole = Plane.dense(region, 0, layout.batches, layout.blocks, layout.height, layout.width)
-    planes = [
-        Plane(
-            region,
-            p * blocks * whole.block_stride,
-            whole.batches,
-            blocks,
-            whole.height,
-            whole.width,
-            whole.batch_stride,
-            whole.block_stride,
-            whole.row_stride,
-        )
-        for p in range(count)
-    ]
-    return [Value(variable, context.image(variable), plane, form, *context.ranges[variable]) for plane in planes]
+    image, (low, high) = context.image(variable), context.ranges[variable]
+    values = []
+    for part_index in range(len(parts)):
+        for moved in packings:
+            index = part_index * len(distinct) + distinct.index(moved)
+            plane = replace(whole, base=index * blocks * whole.block_stride, blocks=blocks)
+            values.append(Value(variable, image, plane, Form.gathered(moved.lanes, steps, block), low, high))
+    return values
+
+
+def _first(result: Rectangle) -> int:
+    """Offset along x of the first pixel of a tile of the result."""
+    return result.form.offsets[1][0]

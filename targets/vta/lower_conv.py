@@ -19,12 +19,13 @@ from lpsn_tvm.quant import exponent_of
 from lpsn_tvm.schedules.vta.ops import Plane, Pool, Scalar, Step, Store
 from lpsn_tvm.targets.vta.epilogue import add_steps, clamp_steps, rounding_of, shift_steps, sum_range
 from lpsn_tvm.targets.vta.first_layer import sources_of
-from lpsn_tvm.targets.vta.forms import Array
+from lpsn_tvm.targets.vta.forms import Array, Value
 from lpsn_tvm.targets.vta.gemm import Rectangle, Windows, gemm, operator, scaled_identity
 from lpsn_tvm.targets.vta.integer_graph import Node
 from lpsn_tvm.targets.vta.layout import ceil_div, image_shape
 from lpsn_tvm.targets.vta.lower_context import Context, Unmapped
 from lpsn_tvm.targets.vta.lower_pool import pool_step
+from lpsn_tvm.targets.vta.narrow import Narrow, narrow_result
 from lpsn_tvm.targets.vta.network import HostStep, SymbolicTensor
 from lpsn_tvm.targets.vta.taps import Window
 
@@ -56,16 +57,22 @@ def lower_layer(context: Context, node: Node) -> None:
     _check_weights(context, layer)
     pooling = None if node.attrs["out_dtype"] == "float32" else _fused_pool(context, node)
     name = node.name if pooling is None else pooling.name
-    result = Rectangle.plain(image_shape(node.shape), context.block)
-    sums, sum_reach = _sums(context, layer, result, name)
+    narrow = narrow_result(context, node, pooling, layer.windows)
+    result = Rectangle.plain(image_shape(node.shape), context.block) if narrow is None else narrow.rectangle
+    sums, sum_reach = _sums(context, layer, result, narrow, name)
     if node.attrs["out_dtype"] == "float32":
         _emit_accumulators(context, layer, result, sums, sum_reach)
         return
     pool = None if pooling is None else pool_step(pooling)
+    if pool is not None and narrow is not None:
+        pool = replace(pool, width=narrow.tiles)
     steps, reach = _requantized(context, layer, result, name, sum_reach, pool)
     qmin, qmax = int(node.attrs["qmin"]), int(node.attrs["qmax"])
     clamp = clamp_steps(qmin, qmax, reach)
-    target = context.new_tensor(node if pooling is None else pooling, qmin, qmax)
+    last = node if pooling is None else pooling
+    target = context.new_tensor(last, qmin, qmax)
+    if narrow is not None:
+        target = _in_neighbours(context, last, target, narrow)
     if pooling is not None:
         context.fused.add(pooling.name)
     context.emit(operator(name, context, result, [*sums, *steps, *clamp, Store(target.plane)], layer.macs))
@@ -83,6 +90,8 @@ def read_layer(context: Context, node: Node) -> WeightedLayer:
     if attrs.get("rounding") != "half_up":
         raise Unmapped("it is requantized by a multiplication, not by a shift")
     weight, bias, scale = node.constant(1), node.constant(2), np.asarray(node.constant(3), np.float32)
+    if attrs.get("x_zero_point", 0) and any(attrs.get("padding", ())):
+        raise Unmapped("its padding is not zero")
     residual = node.variable(4) if len(node.operands) > 4 else None
     scale = np.broadcast_to(scale.reshape(-1), bias.reshape(-1).shape)
     if node.op == "lpsn.dense":
@@ -126,14 +135,27 @@ def _fused_pool(context: Context, node: Node) -> Node | None:
     return consumer
 
 
+def _in_neighbours(context: Context, node: Node, plain: Value, narrow: Narrow) -> Value:
+    """The result with several pixels per tile, in a tensor that the host cannot read."""
+    n, _, height, _ = plain.image
+    context.tensors[node.name] = SymbolicTensor("", context.layout((n, narrow.block, height, narrow.tiles)))
+    plane = Plane.dense(node.name, 0, plain.plane.batches, 1, height, narrow.tiles)
+    value = replace(plain, plane=plane, form=narrow.form)
+    context.define(node, value)
+    return value
+
+
 def _sums(
-    context: Context, layer: WeightedLayer, result: Rectangle, name: str
+    context: Context, layer: WeightedLayer, result: Rectangle, narrow: Narrow | None, name: str
 ) -> tuple[list[Step], tuple[Array, Array]]:
     """Taps over all parts of the input, and the range of the sums with the bias."""
-    variable = layer.node.variable(0)
+    variable, windows = layer.node.variable(0), layer.windows
+    rectangles = (result,) if narrow is None else narrow.columns
     steps: list[Step] = []
-    for source, doubles in sources_of(context, name, variable, layer.groups, layer.windows, result):
-        steps.append(gemm(context, f"{name}.weights", source, result, layer.windows, layer.weight, layer.groups))
+    for sources, doubles in sources_of(context, name, variable, layer.groups, windows, rectangles):
+        for column, (source, part) in enumerate(zip(sources, rectangles, strict=True)):
+            step = gemm(context, f"{name}.weights", source, part, windows, layer.weight, layer.groups)
+            steps.append(step if narrow is None else narrow.placed(step, column))
         steps += [Scalar("double")] * doubles
     low, high = sum_range(layer.weight, *context.ranges[variable])
     return steps, (low + layer.bias, high + layer.bias)
