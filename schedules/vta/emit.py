@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from lpsn_tvm.schedules.vta.nest import MIN_DISTANCE, Body, GemmShape, expand, flat_bodies, gemm_bodies
+from lpsn_tvm.schedules.vta.nest import MIN_DISTANCE, SEQUENCE_LIMIT, Body, GemmShape, expand, flat_bodies, gemm_bodies
 from lpsn_tvm.schedules.vta.nest_columns import column_bodies
 from lpsn_tvm.schedules.vta.ops import Gemm, Pool, Scalar, Step, Store, TileOp, Vector
 from lpsn_tvm.schedules.vta.placement import fits, is_dense, is_shared, placement
@@ -196,7 +196,7 @@ class _TileEmitter:
         if self.parts > 1:
             bodies = _in_parts(piece.shape, self.tile.accumulators(0), self.parts)
         else:
-            bodies = (column_bodies(piece.shape) if piece.shape.inner == "x" else ()) or gemm_bodies(piece.shape)
+            bodies = _bodies(piece.shape)
         offset = np.array(bases) + np.array(piece.offset)
         for _ in range(passes):
             for body in bodies:
@@ -263,6 +263,14 @@ class _TileEmitter:
                 self.builder.store(
                     sram + move.sram, plane.region, move.dram, rows=move.rows, columns=move.columns, stride=move.stride
                 )
+
+
+def _bodies(shape: GemmShape) -> tuple[Body, ...]:
+    """The instructions of a piece; with columns as a loop if asked for, possible, and not too long."""
+    bodies = column_bodies(shape) if shape.inner == "x" else ()
+    if not bodies or max(len(body.uops) for body in bodies) > SEQUENCE_LIMIT:
+        return gemm_bodies(shape)
+    return bodies
 
 
 @lru_cache(maxsize=512)

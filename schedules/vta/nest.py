@@ -25,7 +25,8 @@ Uops = npt.NDArray[np.int64]
 MIN_DISTANCE = 3
 # A sequence is written out further only up to this length: long ones delay the start and fill the buffer.
 LONG_SEQUENCE = 256
-LOOP_LIMIT = 1 << 14
+# No sequence may fill the buffer, which has to hold those of the next instructions, too.
+SEQUENCE_LIMIT = 1024
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,20 @@ def _loops(lines: list[Uops], loops: list[Axis], rest: list[Axis], inside: list[
             groups = [[line + step for line in group] for step in steps for group in groups]
     # A reduction is the outer loop, so that positions pass in between.
     ordered = tuple(axis.loop() for axis in sorted(loops, key=lambda axis: not axis.reduces))
-    return [Body(np.concatenate(group), ordered) for group in groups]
+    return [Body(np.concatenate(part), ordered) for group in groups for part in _short(group)]
+
+
+def _short(lines: list[Uops]) -> Iterator[list[Uops]]:
+    """The lines in groups that fit the micro-op buffer together with others."""
+    group: list[Uops] = []
+    length = 0
+    for line in lines:
+        if group and length + len(line) > SEQUENCE_LIMIT:
+            yield group
+            group, length = [], 0
+        group.append(line)
+        length += len(line)
+    yield group
 
 
 def _spread(line: Uops, axis: Axis, innermost: bool) -> Uops:
@@ -222,7 +236,7 @@ def flat_bodies(micro_operations: Uops) -> list[Body]:
     left = len(micro_operations)
     while left:
         free = [dst for dst, queue in queues.items() if queue and dst not in recent]
-        if not free or len(sequence) == LONG_SEQUENCE:
+        if not free or len(sequence) == SEQUENCE_LIMIT:
             bodies.append(Body(np.stack(sequence), ()))
             sequence, recent = [], []
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import assume, given, settings
@@ -147,6 +147,16 @@ def test_ten_interleavings_of_a_streamed_layer(name: str) -> None:
     op = conv_op(batches=2, inputs=4, outputs=4, size=(10, 9), middle=REQUANTIZE)
     schedule = Schedule(tile_co=2, tile_h=4, tile_w=5, tile_ci=1, threads=2, inp_slots=2, wgt_slots=2)
     check(op, schedule, PRESETS[name], interleavings=10)
+
+
+@pytest.mark.parametrize("inner", ["ci", "co", "x"])
+def test_long_sequences_are_split(inner: Literal["ci", "co", "x"]) -> None:
+    """49 taps over 70 columns, and 25 taps for 7 x 9 pairs of blocks, are more micro-ops than the buffer has."""
+    config = PRESETS["pynq"]
+    wide = conv_op(inputs=1, outputs=1, size=(7, 70), kernel=(7, 7), padding=(3, 3), middle=REQUANTIZE)
+    check(wide, Schedule(tile_co=1, tile_h=4, tile_w=70, inner=inner), config)
+    deep = conv_op(inputs=4, outputs=10, size=(5, 5), kernel=(5, 5), padding=(2, 2), middle=REQUANTIZE)
+    check(deep, Schedule(tile_co=10, tile_h=5, tile_w=5, tile_ci=4, inner=inner), config)
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (8, 1), (3, 2), (70, 1), (2, 3)])
