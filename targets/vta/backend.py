@@ -11,7 +11,7 @@ from lpsn_tvm.errors import CompileError, RecipeError, TargetError
 from lpsn_tvm.progress import ProgressCallback, silent
 from lpsn_tvm.recipe import Recipe
 from lpsn_tvm.schedules.vta.emit import default_schedule, emit
-from lpsn_tvm.schedules.vta.ops import TileOp
+from lpsn_tvm.schedules.vta.ops import Scalar, TileOp
 from lpsn_tvm.schedules.vta.schedule import Schedule
 from lpsn_tvm.targets.backend import Backend, Bits, Parts
 from lpsn_tvm.targets.vta.artifact import VtaArtifact
@@ -139,7 +139,7 @@ def compile_network(
 
 
 def _chooser(recipe: Recipe, model: str) -> Callable[[TileOp, VtaConfig], Schedule]:
-    """Schedules by search or by default; equal operators are searched once."""
+    """Schedules by search or by default; operators that cost the same are searched once."""
     found: dict[TileOp, Schedule] = {}
     seconds = BUDGET_SECONDS if isinstance(recipe.search, bool) else float(recipe.search)
 
@@ -147,7 +147,7 @@ def _chooser(recipe: Recipe, model: str) -> Callable[[TileOp, VtaConfig], Schedu
         try:
             if not recipe.search:
                 return default_schedule(op, config)
-            key = canonical(op)
+            key = _alike(op)
             if key not in found:
                 result = find_schedule(op, config, model=model, cache=recipe.cache, budget_seconds=seconds)
                 found[key] = result.schedule
@@ -157,6 +157,13 @@ def _chooser(recipe: Recipe, model: str) -> Callable[[TileOp, VtaConfig], Schedu
             raise CompileError(f"fits {config.name} under no schedule: {reason}", where=op.name) from error
 
     return choose
+
+
+def _alike(op: TileOp) -> TileOp:
+    """What operators that cost the same have in common: not the bounds of a clamp."""
+    form = canonical(op)
+    steps = (replace(s, value=0) if isinstance(s, Scalar) and s.kind in ("min", "max") else s for s in form.steps)
+    return replace(form, steps=tuple(steps))
 
 
 def make_artifact(backend: Backend, mod: Any, parts: Parts, progress: ProgressCallback) -> VtaArtifact:
