@@ -11,6 +11,7 @@ from lpsn_tvm.errors import CompileError
 from lpsn_tvm.schedules.vta.nest import MIN_DISTANCE
 from lpsn_tvm.schedules.vta.ops import Gemm, TileOp
 from lpsn_tvm.schedules.vta.placement import (
+    FEW_POSITIONS,
     Placement,
     fits,
     gemm_levels,
@@ -57,9 +58,11 @@ def _tiles(op: TileOp, config: VtaConfig, most: int) -> Iterator[Schedule]:
     for tile_w, tile_h, tile_co in product(sizes(width, most // 2), sizes(height, most), sizes(op.blocks, most)):
         rows, lines = longest(op, 0, tile_h), longest(op, 1, tile_w)
         area = sum(h * w for h, w in zip(rows, lines, strict=True))
-        if area * tile_co <= config.acc_depth:
-            for tile_ci in sizes(chunk_extent(op), most // 2):
-                yield Schedule(tile_co=tile_co, tile_h=tile_h, tile_w=tile_w, tile_ci=tile_ci)
+        # Samples share the weights of a dense layer.
+        for tile_b in {op.batches, 1} if height * width <= FEW_POSITIONS else {1}:
+            if area * tile_co * tile_b <= config.acc_depth:
+                for tile_ci in sizes(chunk_extent(op), most // 2):
+                    yield Schedule(tile_b, tile_co, tile_h, tile_w, tile_ci)
 
 
 def candidates(op: TileOp, config: VtaConfig) -> Iterator[Schedule]:
@@ -102,12 +105,12 @@ def _cost(op: TileOp, schedule: Schedule, config: VtaConfig) -> float:
     """Cycles, roughly: what computes and what moves at the same time, and what nothing can hide."""
     place = placement(op, schedule, config)
     height, width = extents(op)[-1]
-    spatial = op.batches * -(-height // schedule.tile_h) * -(-width // schedule.tile_w)
+    spatial = -(-op.batches // schedule.tile_b) * -(-height // schedule.tile_h) * -(-width // schedule.tile_w)
     blocks = -(-op.blocks // schedule.tile_co)
     rows, columns = longest(op, 0, schedule.tile_h)[0], longest(op, 1, schedule.tile_w)[0]
     accumulators = op.batches * op.blocks * op.height * op.width
     # Pooling windows overlap: their accumulators are computed by several tiles.
-    again = max(1.0, spatial * rows * columns / (op.batches * op.height * op.width))
+    again = max(1.0, schedule.tile_b * spatial * rows * columns / (op.batches * op.height * op.width))
     chunks = sum(-(-step.fan_in // schedule.tile_ci) for step, _ in gemm_levels(op))
     compute = again * (op.micro_operations + accumulators) + ELEMENTWISE * op.batches * op.blocks * height * width
     compute += spatial * blocks * (3 * chunks + 8) * INSTRUCTION
@@ -143,7 +146,12 @@ def _traffic(op: TileOp, schedule: Schedule, place: Placement, spatial: int, blo
         dense = len(set(step.first_input)) == 1
         chunks = -(-step.fan_in // schedule.tile_ci)
         stays = place.inp_slots >= chunks * (1 if schedule.order == "spatial" else spatial)
-        inp += spatial * area * (step.fan_in * (1 if stays else blocks) if dense else op.blocks * step.fan_in)
+        inp += (
+            schedule.tile_b
+            * spatial
+            * area
+            * (step.fan_in * (1 if stays else blocks) if dense else op.blocks * step.fan_in)
+        )
         stays = place.wgt_slots >= chunks * (1 if schedule.order == "oc" else blocks)
         if not is_shared(step):
             wgt += op.blocks * step.fan_in * tap_range(step.taps).count * (1 if stays else spatial)
