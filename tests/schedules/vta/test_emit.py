@@ -13,7 +13,7 @@ from vta_tile_ops import check, check_all, conv_op
 
 from lpsn_tvm.errors import CompileError, VtaProgramError
 from lpsn_tvm.schedules.vta.emit import candidates, default_schedule, emit, fits
-from lpsn_tvm.schedules.vta.ops import Gemm, Plane, Pool, Scalar, Step, Store, TileOp, Vector
+from lpsn_tvm.schedules.vta.ops import Gemm, Plane, Pool, Scalar, Span, Step, Store, Tap, TileOp, Vector
 from lpsn_tvm.schedules.vta.schedule import Schedule
 from lpsn_tvm.targets.vta.builder import ProgramBuilder
 from lpsn_tvm.targets.vta.config import PRESETS, VtaConfig
@@ -276,3 +276,15 @@ def chained(op: TileOp, source: str, target: str, weights: str) -> TileOp:
             step = replace(step, region=step.region + weights)
         steps.append(step)
     return replace(op, steps=tuple(steps))
+
+
+@pytest.mark.parametrize("inner", ["ci", "co", "x"])
+def test_one_input_tile_for_all_positions(inner: Literal["ci", "co", "x"]) -> None:
+    """A source span of step 0: a constant tile times a weight tile per block is a bias at one micro-op per position."""
+    config = PRESETS["pynq"]
+    op = conv_op(inputs=2, outputs=4, size=(6, 7), middle=(Scalar("shr", 5),))
+    tap = Tap(Span(0, 1, 6), Span(0, 1, 7), Span(0, 0, 6), Span(0, 0, 7), 0)
+    bias = Gemm(Plane.dense("c", 0, 1, 1, 1, 1), (tap,), "wb", 0, 1, 1, 1, (0,) * 4)
+    op = replace(op, steps=(op.steps[0], bias, *op.steps[1:]))
+    result = check(op, Schedule(tile_co=4, tile_h=4, tile_w=7, tile_ci=2, inner=inner), config)
+    assert result.counters["gemm_uops"] == op.micro_operations
