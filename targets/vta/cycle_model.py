@@ -9,7 +9,7 @@ Source: the public VTA hardware repository (Chisel and HLS designs) and TVM's pu
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 from lpsn_tvm.errors import TargetError
@@ -129,8 +129,3 @@ def model_struct(model: CycleModel, config: VtaConfig) -> CycleModelStruct:
     for item in fields(model):
         setattr(struct, item.name, getattr(model, item.name))
     return struct
-
-
-def scaled(model: str | CycleModel, *, word_cycles: int) -> CycleModel:
-    """The model with another memory rate."""
-    return replace(cycle_model(model), word_cycles=word_cycles)

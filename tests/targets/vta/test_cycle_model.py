@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from vta_programs import CONFIG, NOP, Hand, final_nop
+from vta_stepper import Stepper
 
 from lpsn_tvm.errors import TargetError
 from lpsn_tvm.targets.vta.cycle_model import MODELS, CycleModel, cycle_model
 from lpsn_tvm.targets.vta.isa import Alu, Finish, Gemm, Instruction, Load, Store
+from lpsn_tvm.targets.vta.program import LinkedProgram
 from lpsn_tvm.targets.vta.simulator import SimulationResult, simulate
 
 LATENCY = 16  # of the memory; the engine before it adds 3
@@ -181,3 +183,42 @@ def test_wider_bus_moves_more_per_cycle() -> None:
         hand = Hand(config).region("x", np.zeros(1 << 16, np.int8)).add(load("inp", 2000), "x")
         both.append(run(hand).counters["load_busy"])
     assert both[0] - both[1] == pytest.approx(2000, rel=0.01)
+
+
+# Small queues and short bursts, so that every limit is met.
+TIGHT = CycleModel(burst_bytes=128, outstanding=3, command_queue=3, fetch_chunk=16, command_interval=5)
+
+
+@pytest.mark.parametrize("model", [MODELS["rtl"], MODELS["pynq"], TIGHT], ids=["rtl", "pynq", "tight"])
+@pytest.mark.parametrize("seed", range(3))
+def test_events_equal_a_model_that_steps_through_every_cycle(seed: int, model: CycleModel) -> None:
+    rng = np.random.default_rng(seed)
+    linked = random_loads(rng)
+    timeline = simulate(linked, model=model, functional=False, strict=False, timeline=True).timeline
+    assert timeline is not None
+    stepped = Stepper(linked, model).run()
+    assert list(zip(timeline.start.tolist(), timeline.end.tolist(), strict=True)) == stepped
+
+
+def random_loads(rng: np.random.Generator) -> LinkedProgram:
+    """Instructions of all kinds with random shapes and tokens that cannot deadlock; values do not matter."""
+    hand = Hand().region("x", np.zeros(1 << 19, np.int8)).region("y", None, "w", size=1 << 18)
+    hand.uops([(t, t, 0) for t in range(200)])
+    for _ in range(int(rng.integers(20, 90))):
+        rows, columns = int(rng.integers(1, 12)), int(rng.integers(1, 12))
+        shape: dict[str, Any] = dict(y_size=rows, x_size=columns, x_stride=int(rng.integers(1, 40)))
+        pads = dict(zip(("y_pad_0", "y_pad_1", "x_pad_0", "x_pad_1"), rng.integers(0, 3, 4).tolist(), strict=True))
+        dram, post = int(rng.integers(0, 999)), bool(rng.random() < 0.5)
+        hand.add(Load(memory="inp", dram=dram, push_next=post, **shape, **(pads if rng.random() < 0.5 else {})), "x")
+        if rng.random() < 0.5:
+            hand.add(Load(memory="wgt", dram=dram, y_size=1, x_size=columns, x_stride=1), "x")
+        if rng.random() < 0.5:
+            hand.add(Load(memory="uop", dram=int(rng.integers(0, 50)), y_size=1, x_size=columns, x_stride=1), "uop")
+        if rng.random() < 0.3:
+            hand.add(Load(memory="acc", dram=dram, **shape), "x")
+        count = int(rng.integers(1, 40))
+        hand.add(Gemm(uop_end=count, iter_out=rows, pop_prev=post, push_next=post))
+        hand.add(Alu(uop_end=count, use_imm=bool(rng.random() < 0.5), push_prev=post))
+        hand.add(Store(dram=dram, pop_prev=post, push_prev=post, **shape), "y")
+        hand.add(Load(memory="uop", pop_next=post, **NOP)).add(Load(memory="inp", pop_next=post, **NOP))
+    return hand.add(Finish()).link()
