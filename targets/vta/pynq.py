@@ -31,7 +31,7 @@ import numpy.typing as npt
 from lpsn_tvm.container import write_atomically
 from lpsn_tvm.errors import ArtifactError, TargetError
 from lpsn_tvm.targets.vta.board.bundle import FORMAT, MANIFEST, NETWORK
-from lpsn_tvm.targets.vta.board.host_ops import CFLAGS
+from lpsn_tvm.targets.vta.board.host_library import CFLAGS
 from lpsn_tvm.targets.vta.board_sources import board_modules
 from lpsn_tvm.targets.vta.config import PREBUILT, PRESETS, VtaConfig
 from lpsn_tvm.targets.vta.network import VtaNetwork
@@ -39,7 +39,7 @@ from lpsn_tvm.targets.vta.selftest import known_answer, probe
 from lpsn_tvm.targets.vta.serialize import network_to_files, program_to_files
 
 Array = npt.NDArray[Any]
-BOARD_FILES = ("runner.py", "pynq_board.py", "bundle.py", "host_ops.py", "host_ops.c")
+BOARD_FILES = ("runner.py", "pynq_board.py", "bundle.py", "host_library.py", "host_ops.py", "host_ops.c")
 VERSIONS = ("0.0.1", "0.0.2")
 CROSS_COMPILERS: dict[str, tuple[str, ...]] = {
     "armv7": ("arm-linux-gnueabihf-gcc", "-march=armv7-a", "-mfpu=neon"),
@@ -52,7 +52,7 @@ def export_pynq(
     network: VtaNetwork,
     path: str | os.PathLike[str],
     *,
-    sample: Mapping[str, Array] | None = None,
+    sample: Mapping[str, Array] | Array | None = None,
     output_names: Sequence[str] | None = None,
     title: str = "network",
 ) -> Path:
@@ -64,8 +64,8 @@ def export_pynq(
         Programs and host steps.
     path : path
         Zip file to write.
-    sample : mapping of input name to ndarray, optional
-        One batch that the board's self-test runs; its outputs are computed here by the simulator. Default: noise.
+    sample : array or mapping of input name to array [N, ...], optional
+        What the board's self-test runs, one batch; its outputs are computed here by the simulator. Default: noise.
     output_names : sequence of str, optional
         Names of the outputs for the user, in order (default: those of the values).
     title : str
@@ -152,18 +152,19 @@ def _with_version(config: VtaConfig, version: str) -> VtaConfig:
     return config if config.isa_version == version else replace(config, isa_version=version)  # type: ignore[arg-type]
 
 
-def _sample(network: VtaNetwork, sample: Mapping[str, Array] | None) -> dict[str, Array]:
-    """One batch for every input."""
+def _sample(network: VtaNetwork, sample: Mapping[str, Array] | Array | None) -> dict[str, Array]:
+    """One batch for every input: the first of the samples, the last one repeated where there are fewer."""
     rng = np.random.default_rng(0)
+    if sample is not None and not isinstance(sample, Mapping):
+        sample = {network.inputs[0].name: np.asarray(sample)}
     feeds = {}
     for info in network.inputs:
-        given = rng.standard_normal(info.shape) if sample is None else sample.get(info.name)
-        if given is None or np.shape(given) != info.shape:
-            raise ArtifactError(
-                f"the sample must have shape {info.shape}, got {None if given is None else np.shape(given)}",
-                where=f"input {info.name!r}",
-            )
-        feeds[info.name] = np.ascontiguousarray(given, info.dtype)
+        given = np.asarray(rng.standard_normal(info.shape) if sample is None else sample.get(info.name))
+        if given.shape[1:] != info.shape[1:] or given.ndim != len(info.shape) or not given.size:
+            wanted = ("N", *info.shape[1:])
+            raise ArtifactError(f"the sample must have shape {wanted}, got {given.shape}", where=f"input {info.name!r}")
+        rows = np.minimum(np.arange(info.shape[0]), given.shape[0] - 1)
+        feeds[info.name] = np.ascontiguousarray(given[rows], info.dtype)
     return feeds
 
 

@@ -8,91 +8,13 @@ where there is one; it is used only after it has answered a few questions as num
 # ruff: noqa: UP006, UP035, UP045  (runs on Python 3.8)
 from __future__ import annotations
 
-import ctypes
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
-VERSION = 1
-CFLAGS = ("-std=c99", "-O3", "-ffp-contract=off", "-fPIC", "-shared")
-COMPILE_SECONDS = 120
 _BYTES = (np.dtype(np.int8), np.dtype(np.uint8))
-_CODES = {"p": ctypes.c_void_p, "i": ctypes.c_int32, "n": ctypes.c_int64, "f": ctypes.c_float}
-_SIGNATURES = {
-    "quantize": "ppnfiii",
-    "dequantize": "ppnifi",
-    "dequantize_int32": "ppnfi",
-    "scale_int32": "pppnnn",
-    "requantize": "ppnifiiii",
-    "requantize_half_up": "ppniiii",
-    "lookup": "pppniinnni",
-    "add": "pppniiffiiiii",
-    "add_half_up": "pppniiiiiii",
-    "multiply": "pppnniifiiiii",
-    "max_pool2d": "ppnnnnnpi",
-    "global_avg_pool2d": "ppnnifiiii",
-    "global_avg_pool2d_half_up": "ppnniiiii",
-    "resize_linear": "ppnnnnnippppii",
-    "float_softmax": "ppnnn",
-    "conv2d": "ppppppiiiii",
-    "dense": "pppppnnniiiii",
-    "pack_tiles": "pppi",
-    "unpack_tiles": "pppi",
-    "unpack_planes": "pppiin",
-    "pack_gather": "ppppi",
-}
 _MODES = {"float32": 0, "half_even": 1, "half_up": 2}
 _PARTS = {"whole": 0, "high": 1, "low": 2}
-
-
-def open_library(folder: str) -> Optional[ctypes.CDLL]:
-    """The C library for this machine, or None: prebuilt in `folder`, else compiled from `host_ops.c` if `cc` is here.
-
-    Parameters
-    ----------
-    folder : str
-        Where the bundle lies.
-    """
-    machine = "armv7" if platform.machine().startswith("armv7") else platform.machine()
-    prebuilt = os.path.join(folder, f"host_ops-{machine}.so")
-    library = _loaded(prebuilt) if os.path.exists(prebuilt) else None
-    return library if library is not None else _compiled(os.path.join(folder, "host_ops.c"))
-
-
-def _loaded(path: str) -> Optional[ctypes.CDLL]:
-    """The library, unless it is for another machine, C library or version."""
-    try:
-        library = ctypes.CDLL(path)
-        for name, signature in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.argtypes = [_CODES[code] for code in signature]
-            function.restype = ctypes.c_int32 if name in ("conv2d", "dense") else None
-        return library if library.host_ops_version() == VERSION else None
-    except (OSError, AttributeError):
-        return None
-
-
-def _compiled(source: str) -> Optional[ctypes.CDLL]:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or not os.path.exists(source):
-        return None
-    folder = tempfile.mkdtemp(prefix="host_ops.")
-    try:
-        target = os.path.join(folder, "host_ops.so")
-        subprocess.run(
-            [compiler, *CFLAGS, source, "-o", target, "-lm"],
-            check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=COMPILE_SECONDS,
-        )  # fmt: skip
-        return _loaded(target)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # a loaded library stays mapped
 
 
 class HostOps:
@@ -111,7 +33,7 @@ class HostOps:
     def __init__(
         self,
         operators: Mapping[str, Callable[..., Any]],
-        library: Optional[ctypes.CDLL],
+        library: Any,
         integer_multiplier: Callable[[float], Any],
     ) -> None:
         self.operators = operators

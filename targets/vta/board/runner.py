@@ -24,6 +24,7 @@ import numpy as np
 
 _PREFIX = __package__ + "." if __package__ else ""
 bundle_files = importlib.import_module(_PREFIX + "bundle")
+host_library = importlib.import_module(_PREFIX + "host_library")
 host_ops = importlib.import_module(_PREFIX + "host_ops")
 pynq_board = importlib.import_module(_PREFIX + "pynq_board")
 BoardError, BoardTimeout = pynq_board.BoardError, pynq_board.BoardTimeout
@@ -104,7 +105,7 @@ class Runner:
                 sys.path.remove(self.bundle.folder)
         *arithmetic, self._layouts = modules
         operators = {name: function for module in arithmetic for name, function in module.OPERATORS.items()}
-        library = host_ops.open_library(self.bundle.folder) if compiled else None
+        library = host_library.open_library(self.bundle.folder) if compiled else None
         self.ops = host_ops.HostOps(operators, library, arithmetic[0].integer_multiplier)
 
     # --- self-test

@@ -14,7 +14,7 @@ import pytest
 
 from lpsn_tvm import float_ops, quant
 from lpsn_tvm.targets.vta import board_sources, host_steps
-from lpsn_tvm.targets.vta.board import host_ops
+from lpsn_tvm.targets.vta.board import host_library, host_ops
 from lpsn_tvm.targets.vta.layout import GatherLayout, Lane, TileLayout
 from lpsn_tvm.targets.vta.pynq import CROSS_COMPILERS, compile_host_ops
 
@@ -31,7 +31,7 @@ HALF_UP = {"rounding": "half_up"}
 def compiled() -> host_ops.HostOps:
     if shutil.which("cc") is None:
         pytest.skip("no C compiler on this machine")
-    ops = host_ops.HostOps(OPERATORS, host_ops.open_library(str(BOARD)), quant.integer_multiplier)
+    ops = host_ops.HostOps(OPERATORS, host_library.open_library(str(BOARD)), quant.integer_multiplier)
     assert ops.library is not None
     return ops
 
@@ -174,14 +174,14 @@ def test_library_that_rounds_wrongly_is_not_used(compiled: host_ops.HostOps, tmp
     """The planted bug: round half away from zero."""
     source = (BOARD / "host_ops.c").read_text()
     (tmp_path / "host_ops.c").write_text(source.replace("rintf(value)", "roundf(value)"))
-    wrong = host_ops.open_library(str(tmp_path))
+    wrong = host_library.open_library(str(tmp_path))
     assert wrong is not None
     assert host_ops.HostOps(OPERATORS, wrong, quant.integer_multiplier).library is None
 
 
 def test_without_a_compiler_numpy_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(host_ops.shutil, "which", lambda name: None)
-    ops = host_ops.HostOps(OPERATORS, host_ops.open_library(str(BOARD)), quant.integer_multiplier)
+    monkeypatch.setattr(host_library.shutil, "which", lambda name: None)
+    ops = host_ops.HostOps(OPERATORS, host_library.open_library(str(BOARD)), quant.integer_multiplier)
     assert ops.library is None
     for name, arrays, attrs in CASES:
         expected = OPERATORS[_full(name)](*arrays, **attrs)
@@ -243,7 +243,7 @@ def _recorded() -> list[Call]:
     """Every function of the library on the operands of the tests above."""
     recorder = Recorder.__new__(Recorder)
     recorder.calls = []
-    recorder.__init__(OPERATORS, host_ops.open_library(str(BOARD)), quant.integer_multiplier)  # type: ignore[misc]
+    recorder.__init__(OPERATORS, host_library.open_library(str(BOARD)), quant.integer_multiplier)  # type: ignore[misc]
     for name, arrays, attrs in CASES:
         host_ops._COMPILED[_full(name)](recorder, [np.ascontiguousarray(a) for a in arrays], attrs)
     for layout in _layouts():
@@ -251,7 +251,7 @@ def _recorded() -> list[Call]:
         data = recorder.pack(layout, x) if layout.planes == 1 else np.arange(layout.size, dtype=np.uint8)
         if isinstance(layout, TileLayout):
             recorder.unpack(layout, data)
-    assert {call.function for call in recorder.calls} == set(host_ops._SIGNATURES) - {"float_softmax"}
+    assert {call.function for call in recorder.calls} == set(host_library.SIGNATURES) - {"float_softmax"}
     return recorder.calls
 
 
@@ -260,7 +260,7 @@ def _program(calls: list[Call]) -> str:
     declarations, body = [], []
     for index, call in enumerate(calls):
         arguments = []
-        for position, (value, code) in enumerate(zip(call.before, host_ops._SIGNATURES[call.function], strict=True)):
+        for position, (value, code) in enumerate(zip(call.before, host_library.SIGNATURES[call.function], strict=True)):
             if isinstance(value, np.ndarray):
                 name, data = f"a{index}_{position}", ",".join(map(str, value.tobytes()))
                 declarations.append(f"static __attribute__((aligned(16))) unsigned char {name}[] = {{{data}}};")
@@ -268,7 +268,7 @@ def _program(calls: list[Call]) -> str:
                 body.append(f"fwrite({name}, 1, sizeof {name}, stdout);")
             else:
                 arguments.append(f"{float(np.float32(value)).hex()}f" if code == "f" else str(int(value)))
-        written = len(arguments) - sum(code != "p" for code in host_ops._SIGNATURES[call.function])
+        written = len(arguments) - sum(code != "p" for code in host_library.SIGNATURES[call.function])
         body.insert(len(body) - written, f"{call.function}({', '.join(arguments)});")
     return "\n".join(["#include <stdio.h>", '#include "host_ops.c"', *declarations, "int main(void) {", *body, "}"])
 
@@ -292,7 +292,7 @@ def test_other_processors_compute_the_same(compiler: str, emulator: str, tmp_pat
     calls = _recorded()
     (tmp_path / "main.c").write_text(_program(calls))
     shutil.copy(BOARD / "host_ops.c", tmp_path)
-    flags = [flag for flag in host_ops.CFLAGS if flag not in ("-fPIC", "-shared")]
+    flags = [flag for flag in host_library.CFLAGS if flag not in ("-fPIC", "-shared")]
     machine = next(command[1:] for command in CROSS_COMPILERS.values() if command[0] == compiler)
     subprocess.run([compiler, *flags, *machine, "-static", "main.c", "-o", "main", "-lm"], cwd=tmp_path, check=True)
     output = subprocess.run([emulator, str(tmp_path / "main")], stdout=subprocess.PIPE, check=True).stdout
@@ -335,7 +335,7 @@ def test_libraries_of_a_bundle_load_on_their_processor(
     (tmp_path / "main.c").write_text(LOADER)
     subprocess.run([*command, "main.c", "-o", "main", "-ldl"], cwd=tmp_path, check=True)
     run = subprocess.run([emulator, "-L", f"/usr/{system}", "./main"], cwd=tmp_path, capture_output=True, check=True)
-    assert run.stdout.decode() == str(host_ops.VERSION)
+    assert run.stdout.decode() == str(host_library.VERSION)
 
 
 def test_missing_or_failing_compiler_is_no_error() -> None:

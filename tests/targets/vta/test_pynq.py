@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from board_process import Board, board
 from vta_nets import Pointwise, assembled, split
 
 from lpsn_tvm.errors import ArtifactError
+from lpsn_tvm.targets.vta.board import runner
 from lpsn_tvm.targets.vta.config import PRESETS, VtaConfig
-from lpsn_tvm.targets.vta.pynq import export_pynq
+from lpsn_tvm.targets.vta.pynq import BOARD_FILES, export_pynq
+from lpsn_tvm.targets.vta.simulated_board import run_bundle
 
 Bundles = dict[str, tuple[Pointwise, Path]]
 
@@ -32,6 +36,10 @@ class Cache(dict[str, Any]):
         export_pynq(assembled(net.lowered("d", "c")), path, sample={"x": net.feed()}, output_names=["first", "second"])
         self[name] = (net, path)
         return self[name]
+
+
+def slow(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +61,7 @@ def _message(result: Any) -> str:
     return str(lines[0])
 
 
-@pytest.mark.parametrize("name", ["pynq", "pynq-0.0.2", "pynq-i4", "ultra96", "pynq-4x8"])
+@pytest.mark.parametrize("name", ["pynq", "pynq-0.0.2", "pynq-i4", *map(slow, ("ultra96", "pynq-4x8"))])
 def test_network_on_the_board_equals_numpy(name: str, bundles: Bundles, tmp_path: Path) -> None:
     net, path = bundles[name]
     device = board(path, tmp_path, PRESETS[name], part="zu3eg" if name == "ultra96" else "7z020")
@@ -244,6 +252,32 @@ def test_same_network_gives_the_same_file(bundles: Bundles, tmp_path: Path) -> N
         assert set(archive.namelist()) == {*manifest["sha256"], "manifest.json"}
         assert VtaConfig.from_json(json.loads(archive.read("vta_config.json"))) == PRESETS["pynq"]
         assert "$" not in archive.read("README.md").decode()
+
+
+def test_board_files_are_python_3_8() -> None:
+    """Syntax only; LPSN_BOARD_PYTHON runs them."""
+    for name in BOARD_FILES:
+        if name.endswith(".py"):
+            ast.parse((Path(runner.__file__).parent / name).read_text(), feature_version=(3, 8))
+
+
+def test_what_was_compiled_is_kept(on_pynq: Board) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler on this machine")
+    for file in on_pynq.bundle.glob("host_ops-*.so"):
+        file.write_bytes(b"for another machine")
+    text = "from host_library import open_library\nprint(open_library({!r}) is not None)"
+    for _ in range(2):
+        assert on_pynq.script(text.format(str(on_pynq.bundle))).stdout == "True\n"
+        built = [file for file in on_pynq.bundle.glob("host_ops-*-*.so")]
+        assert len(built) == 1
+        assert built[0].stat().st_size > 10_000
+
+
+def test_sample_of_another_batch_size(tmp_path: Path) -> None:
+    net = split(PRESETS["pynq"])
+    x = np.concatenate([net.feed(), net.feed()])
+    assert run_bundle(export_pynq(assembled(net.lowered("d")), tmp_path / "b.zip", sample=x)).outputs["d"].shape[0] == 1
 
 
 def test_export_errors(tmp_path: Path) -> None:
