@@ -74,11 +74,9 @@ def channel_gemms(
             steps += [Scalar("double")] * (context.config.wgt_bits - 1)
         if not np.any(digit):
             continue
-        if digit.min() == digit.max() and source.form == result.form:
-            step = _shared(context, source, result, windows, int(digit[0]))
-            if step is not None:
-                steps.append(step)
-                continue
+        if digit.min() == digit.max() and source.form == result.form and source.form.is_one_pixel:
+            steps.append(shared_diagonal(context, source, result, windows, int(digit[0])))
+            continue
         weight = digit.reshape(channels, 1, 1, 1) * kernel
         steps.append(gemm(context, f"{name}.factors", source, result, windows, weight, groups=channels))
     return steps
@@ -109,11 +107,13 @@ def _digits(factors: Array, bits: int) -> list[Array]:
             return digits[::-1]
 
 
-def _shared(context: Context, source: Value, result: Rectangle, windows: Windows, factor: int) -> Gemm | None:
-    """One diagonal tile for all blocks and kernel positions; lanes hold one pixel each, empty lanes anything."""
+def shared_diagonal(context: Context, source: Value, result: Rectangle, windows: Windows, factor: int) -> Gemm:
+    """One diagonal tile for all blocks and kernel positions, between equal forms of one pixel per tile (empty lanes are
+    anything).
+    """
     runs = _runs(source, result, windows)
-    if runs is None or not source.form.is_one_pixel:
-        return None
+    if runs is None:
+        raise Unmapped(f"the form of {source.name} does not suit it")
     pairs = [(y, x) for y in runs[0] for x in runs[1]]
     tile = np.eye(context.block, dtype=np.int64) * factor
     blocks = source.form.lanes // context.block

@@ -7,39 +7,80 @@ from dataclasses import replace
 
 import numpy as np
 
-from lpsn_tvm.schedules.vta.ops import Plane, Store
+from lpsn_tvm.schedules.vta.ops import Plane, Span, Store, Tap
 from lpsn_tvm.targets.vta.forms import Array, Form, Value
-from lpsn_tvm.targets.vta.gemm import Rectangle, Windows, channel_gemms, operator
+from lpsn_tvm.targets.vta.gemm import IDENTITY, Rectangle, Windows, channel_gemms, operator, plain_copy, shared_diagonal
 from lpsn_tvm.targets.vta.integer_graph import Node
 from lpsn_tvm.targets.vta.layout import image_shape
 from lpsn_tvm.targets.vta.lower_context import Context, Unmapped
 from lpsn_tvm.targets.vta.taps import Window
 
+MOST_RUNS = 64
+"""Taps of a copy; beyond this many the host is the better place."""
+
 
 def lower_resize_nearest(context: Context, node: Node) -> None:
-    """Every pixel to a rectangle of copies: a transposed convolution with a kernel of ones."""
+    """By whole factors every pixel to a rectangle of copies, a transposed convolution with a kernel of ones; by others
+    run by run.
+    """
     source = context.value(node.variable(0))
+    if any(_factor(node.attrs[n], e) is None for n, e in zip(("rows", "columns"), source.image[2:], strict=True)):
+        _gather(context, node, source, node.attrs["rows"], node.attrs["columns"])
+        return
     factors = [
-        _factor(node.attrs[name], extent) for name, extent in zip(("rows", "columns"), source.image[2:], strict=True)
+        len(node.attrs[name]) // extent for name, extent in zip(("rows", "columns"), source.image[2:], strict=True)
     ]
     windows = tuple(Window(factor, factor, is_transposed=True) for factor in factors)
     _move(context, node, source, (windows[0], windows[1]), np.ones(tuple(factors), np.int64))
 
 
-def _factor(positions: Sequence[int], extent: int) -> int:
+def _factor(positions: Sequence[int], extent: int) -> int | None:
+    """The whole factor that `positions` enlarge an extent by, if they do."""
     factor, rest = divmod(len(positions), extent)
-    if rest or [int(p) for p in positions] != [i // factor for i in range(len(positions))]:
-        raise Unmapped(f"it resizes {extent} positions to {len(positions)}, not by a whole factor")
-    return factor
+    is_whole = not rest and [int(p) for p in positions] == [i // factor for i in range(len(positions))]
+    return factor if is_whole else None
 
 
 def lower_pad(context: Context, node: Node) -> None:
-    """Zeros around: accumulators that nothing is added to."""
-    if node.attrs["mode"] != "constant" or int(node.attrs["value"]) != 0:
-        raise Unmapped("it pads with something else than zeros")
+    """Zeros around: accumulators that nothing is added to. Reflected or repeated borders: runs of copies."""
     source = context.value(node.variable(0))
-    top, left = (int(pad) for pad in node.attrs["pad_width"][:2])
+    top, left, bottom, right = (int(pad) for pad in node.attrs["pad_width"])
+    mode = str(node.attrs["mode"])
+    if mode != "constant":
+        rows = np.pad(np.arange(source.image[2]), (top, bottom), mode=mode)  # type: ignore[call-overload]
+        columns = np.pad(np.arange(source.image[3]), (left, right), mode=mode)  # type: ignore[call-overload]
+        _gather(context, node, source, rows.tolist(), columns.tolist())
+        return
+    if int(node.attrs["value"]) != 0:
+        raise Unmapped(f"it pads with {int(node.attrs['value'])}")
     _move(context, node, source, (Window(padding=top), Window(padding=left)), np.ones((1, 1), np.int64))
+
+
+def _gather(context: Context, node: Node, source: Value, rows: Sequence[int], columns: Sequence[int]) -> None:
+    """Result pixel (i, j) is source pixel (rows[i], columns[j]): a tap per pair of runs."""
+    runs = [_position_runs(positions) for positions in (rows, columns)]
+    if len(runs[0]) * len(runs[1]) > MOST_RUNS:
+        raise Unmapped(f"its pixels come from {len(runs[0]) * len(runs[1])} places")
+    source = source if source.form.is_one_pixel else plain_copy(context, source)
+    result = Rectangle(image_shape(node.shape), source.form, (len(rows), len(columns)))
+    whole = shared_diagonal(context, source, Rectangle.of(source), IDENTITY, 1)
+    taps = tuple(Tap(y[0], x[0], y[1], x[1], 0) for y in runs[0] for x in runs[1])
+    target = context.new_tensor(node, source.low, source.high)
+    if target.form != source.form:
+        raise Unmapped("its channels lie with gaps")
+    context.emit(operator(node.name, context, result, [replace(whole, taps=taps), Store(target.plane)]))
+
+
+def _position_runs(positions: Sequence[int]) -> list[tuple[Span, Span]]:
+    """(result, source) of consecutive positions that read consecutive ones."""
+    runs: list[tuple[Span, Span]] = []
+    for index, position in enumerate(int(p) for p in positions):
+        if runs and runs[-1][1].start + runs[-1][1].count == position:
+            count = runs[-1][0].count + 1
+            runs[-1] = replace(runs[-1][0], count=count), replace(runs[-1][1], count=count)
+        else:
+            runs.append((Span(index, 1, 1), Span(position, 1, 1)))
+    return runs
 
 
 def _move(context: Context, node: Node, source: Value, windows: Windows, kernel: Array) -> None:
@@ -121,6 +162,8 @@ def lower_depth_to_space(context: Context, node: Node) -> None:
 def lower_reshape(context: Context, node: Node) -> None:
     """Extents of 1 come and go; [N, C, H, W] becomes [N, C * H * W] as channels in the order of the tiles."""
     source = context.value(node.variable(0))
+    if _shuffled(context, node, source):
+        return
     if not 2 <= len(node.shape) <= 4:
         raise Unmapped(f"a tensor of shape {node.shape} has no tile layout")
     image = image_shape(node.shape)
@@ -134,6 +177,25 @@ def lower_reshape(context: Context, node: Node) -> None:
         context.define_view(node, replace(source, name=node.name, image=image, plane=plane))
     else:
         raise Unmapped("it mixes channels and pixels")
+
+
+def _shuffled(context: Context, node: Node, source: Value) -> bool:
+    """Channel shuffle: [N, C, ...] -> [N, a, b, ...] -> [N, b, a, ...] -> [N, C, ...] renumbers channels."""
+    n, c = source.image[:2]
+    permuted = context.graph.only_consumer(node.name)
+    merged = None if permuted is None else context.graph.only_consumer(permuted.name)
+    if permuted is None or merged is None or (permuted.op, merged.op) != ("lpsn.transpose", "lpsn.reshape"):
+        return False
+    axes, original = list(permuted.attrs["axes"]), context.shapes[node.variable(0)]
+    if merged.shape != original or len(original) < 3 or axes != [0, 2, 1, *range(3, len(node.shape))]:
+        return False
+    if node.shape[0] != n or node.shape[1] * node.shape[2] != c:
+        return False
+    a, b = node.shape[1:3]
+    channels = tuple((old % b) * a + old // b if old >= 0 else -1 for old in source.form.channels)
+    context.define(merged, replace(source, name=merged.name, form=replace(source.form, channels=channels)))
+    context.fused |= {permuted.name, merged.name}
+    return True
 
 
 def _flattened(source: Value, block: int) -> Value:

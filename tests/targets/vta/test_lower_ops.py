@@ -106,13 +106,35 @@ def test_resize_and_pad(preset: str) -> None:
     assert len(tile_ops(network)) == 3
 
 
-def test_other_resizes_and_pads_run_on_the_host() -> None:
-    b, x = start("pynq", 20, 3, 4)
-    y = b.add("lpsn.resize_nearest", (x,), {"rows": (0, 0, 1, 2), "columns": (0, 1, 2, 3)})
-    z = b.add("lpsn.pad", (y,), {"pad_width": (1, 1, 1, 1), "value": 0, "mode": "reflect"})
+@pytest.mark.parametrize("preset", CONFIGS)
+@pytest.mark.parametrize("mode", ["reflect", "edge"])
+def test_other_resizes_and_pads_copy_run_by_run(preset: str, mode: str) -> None:
+    b, x = start(preset, 16, 4, 4, batch=2)
+    y = b.add("lpsn.resize_nearest", (x,), {"rows": (0, 1, 1, 3), "columns": (3, 0, 1, 2, 2)})
+    z = b.add("lpsn.pad", (y,), {"pad_width": (3, 1, 0, 2), "value": 0, "mode": mode})
+    deep = b.depth_to_space(z, 2)
+    w = b.add("lpsn.pad", (deep,), {"pad_width": (1, 1, 1, 1), "value": 0, "mode": mode})
+    network = b.check(b.dequantize(b.conv2d(w, 8)), b.dequantize(z))
+    assert set(host_reasons(network)) <= {"x0.q", *(node.name for node in b.nodes if node.op == "lpsn.dequantize")}
+
+
+def test_pads_that_are_not_zero_and_resizes_of_many_runs_are_the_hosts() -> None:
+    b, x = start("pynq", 16, 12, 12)
+    y = b.add("lpsn.pad", (x,), {"pad_width": (1, 1, 1, 1), "value": 5, "mode": "constant"})
+    rows = tuple(reversed(range(14)))
+    z = b.add("lpsn.resize_nearest", (y,), {"rows": rows, "columns": rows})
     reasons = host_reasons(b.check(b.dequantize(b.conv2d(z, 8))))
-    assert "whole factor" in reasons[y]
-    assert "something else than zeros" in reasons[z]
+    assert reasons[y] == "it pads with 5"
+    assert "places" in reasons[z]
+
+
+@pytest.mark.parametrize("preset", CONFIGS)
+def test_channel_shuffle_is_another_reading(preset: str) -> None:
+    b, x = start(preset, 24, 4, 5)
+    y = b.add("lpsn.transpose", (b.reshape(x, 1, 3, 8, 4, 5),), {"axes": (0, 2, 1, 3, 4)})
+    z = b.reshape(y, 1, 24, 4, 5)
+    network = b.check(b.dequantize(b.conv2d(z, 8)), b.dequantize(b.sum(z, z)), b.dequantize(b.conv2d(z, 24, groups=24)))
+    assert not {y, z} & set(host_reasons(network))
 
 
 @pytest.mark.parametrize("preset", CONFIGS)
