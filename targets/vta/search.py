@@ -128,16 +128,22 @@ def find_schedule(
         The operator does not fit the accelerator under any schedule.
     """
     chosen, op, store = cycle_model(model), canonical(op), open_cache(cache)
-    key = search_key(op, config, chosen)
-    if store is not None:
-        known = store.read(key)
-        result = None if known is None else ScheduleResult.from_json(known)
-        if result is not None and fits(op, result.schedule, config):
-            return result
+    known = known_schedule(op, config, chosen, store)
+    if known is not None:
+        return known
     result = _Search(op, config, chosen, progress).run(time.process_time() + budget_seconds)
     if store is not None:
-        store.write(key, result.to_json())
+        store.write(search_key(op, config, chosen), result.to_json())
     return result
+
+
+def known_schedule(
+    op: TileOp, config: VtaConfig, model: CycleModel, cache: ScheduleCache | None
+) -> ScheduleResult | None:
+    """The remembered result for a canonical operator, or None."""
+    entry = None if cache is None else cache.read(search_key(op, config, model))
+    result = None if entry is None else ScheduleResult.from_json(entry)
+    return result if result is not None and fits(op, result.schedule, config) else None
 
 
 def program_of(op: TileOp, schedule: Schedule, config: VtaConfig) -> LinkedProgram:
