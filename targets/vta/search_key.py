@@ -11,7 +11,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from lpsn_tvm.schedules.vta.ops import Gemm, Plane, Step, Store, TileOp, Vector
+from lpsn_tvm.schedules.vta.ops import Gemm, Plane, Scalar, Step, Store, TileOp, Vector
 
 if TYPE_CHECKING:
     from lpsn_tvm.targets.vta.builder import ProgramBuilder
@@ -34,9 +34,9 @@ _SOURCES = (
 
 
 def canonical(op: TileOp) -> TileOp:
-    """The operator with its own regions, one per operand, that begin at tile 0; no name.
+    """The operator with its own regions, one per operand, that begin at tile 0; no name, immediates 0.
 
-    Operators with equal canonical forms get the same program but for addresses.
+    Operators with equal canonical forms get the same program but for addresses and immediates.
     """
     names: dict[str, str] = {}
 
@@ -55,6 +55,9 @@ def canonical(op: TileOp) -> TileOp:
         elif isinstance(step, Store):
             key = f"{step.plane.region} {step.plane.base}"
             steps.append(Store(replace(step.plane, region=region("output", key), base=0)))
+        elif isinstance(step, Scalar):
+            # An immediate costs the same whatever its value.
+            steps.append(replace(step, value=0))
         else:
             steps.append(step)
     return replace(op, name="", steps=tuple(steps), macs=0)

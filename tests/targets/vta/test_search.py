@@ -10,7 +10,7 @@ from vta_tile_ops import check, conv_op
 
 from lpsn_tvm.errors import CompileError, TargetError
 from lpsn_tvm.schedules.vta.emit import Schedule, default_schedule, fits
-from lpsn_tvm.schedules.vta.ops import Gemm, Step, Store, TileOp
+from lpsn_tvm.schedules.vta.ops import Gemm, Scalar, Step, Store, TileOp
 from lpsn_tvm.targets.vta import search
 from lpsn_tvm.targets.vta.config import PRESETS
 from lpsn_tvm.targets.vta.cycle_model import cycle_model
@@ -24,7 +24,7 @@ LAYER = conv_op(inputs=4, outputs=4, size=(14, 14))
 
 
 def moved(op: TileOp) -> TileOp:
-    """The same operator with another name, in other regions, at other addresses."""
+    """The same operator with another name and clamp, in other regions, at other addresses."""
     steps: list[Step] = []
     for step in op.steps:
         if isinstance(step, Gemm):
@@ -32,6 +32,8 @@ def moved(op: TileOp) -> TileOp:
             steps.append(replace(step, source=source, weights="weights", weight_base=7))
         elif isinstance(step, Store):
             steps.append(replace(step, plane=replace(step.plane, region="arena", base=4096)))
+        elif step == Scalar("min", 127):
+            steps.append(Scalar("min", 6))
         else:
             steps.append(step)
     return replace(op, name="elsewhere", steps=tuple(steps), macs=5)
