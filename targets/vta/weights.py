@@ -98,6 +98,8 @@ def arrange(
     weight: Array, groups: int, source: Form, result: Form, taps: list[tuple[AxisTap, AxisTap]], block: int
 ) -> Arranged:
     """`weight` int[O, C / groups, kh, kw] in the order of tiles, for the forms of what it reads and what it makes."""
+    if groups == 1 and source.is_one_pixel and result.is_one_pixel:
+        return _arrange_pixels(weight, source, result, taps, block)
     per_input, per_output = weight.shape[1], weight.shape[0] // groups
     blocks, inputs = result.lanes // block, source.lanes // block
     group_of = np.where(source.channel_array >= 0, source.channel_array // per_input, -1).reshape(inputs, block)
@@ -117,6 +119,22 @@ def arrange(
             matrix = _matrix(weight, groups, rows, columns, tap_y, tap_x)
             tiles[o, :, t] = matrix.reshape(block, fan_in, block).transpose(1, 0, 2)
     return Arranged(tiles, firsts)
+
+
+def _arrange_pixels(
+    weight: Array, source: Form, result: Form, taps: list[tuple[AxisTap, AxisTap]], block: int
+) -> Arranged:
+    """All blocks at once, where lanes hold one pixel and every output reads every input."""
+    blocks, inputs = result.lanes // block, source.lanes // block
+    rows, columns = (np.flatnonzero(form.channel_array >= 0) for form in (result, source))
+    channels = np.ix_(result.channel_array[rows], source.channel_array[columns])
+    tiles = np.zeros((blocks, inputs, len(taps), block, block), np.int8)
+    for t, (tap_y, tap_x) in enumerate(taps):
+        matrix = np.zeros((result.lanes, source.lanes), np.int8)
+        (_, r), (_, s) = tap_y.positions[0], tap_x.positions[0]
+        matrix[np.ix_(rows, columns)] = weight[:, :, r, s][channels]
+        tiles[:, :, t] = matrix.reshape(blocks, block, inputs, block).transpose(0, 2, 1, 3)
+    return Arranged(tiles, (0,) * blocks)
 
 
 def _part(form: Form, start: int, count: int) -> tuple[Array, Array, Array]:
