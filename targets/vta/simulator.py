@@ -169,32 +169,43 @@ def simulate(
     memory = _Memory(linked, inputs or {}, functional)
     counters = np.zeros(len(COUNTERS), np.int64)
     times = np.zeros((linked.insn_count, 2), np.int64) if timeline else None
-    message = ctypes.create_string_buffer(2048)
-    config = _config(linked.config)
-    request = _Request(
-        config=ctypes.pointer(config),
+    request = _request(linked, memory, chosen, counters, times)
+    request.functional, request.strict = functional, strict
+    request.interleaved, request.seed = interleaving is not None, (interleaving or 0) & 0x7FFFFFFFFFFFFFFF
+    _call(linked, request)
+    named = dict(zip(COUNTERS, counters.tolist(), strict=True))
+    shown = None if times is None else _timeline(linked, times)
+    return SimulationResult(memory.contents(), named["cycles"], named, shown)
+
+
+def _request(
+    linked: LinkedProgram,
+    memory: _Memory,
+    model: CycleModel | None,
+    counters: NDArray[np.int64],
+    times: NDArray[np.int64] | None,
+) -> _Request:
+    """The core's view of the arguments; it keeps alive what it points to."""
+    return _Request(
+        config=ctypes.pointer(_config(linked.config)),
         instructions=linked.insn,
         instruction_count=len(linked.insn) // 16,
         instruction_addr=linked.insn_addr,
         regions=memory.table,
         region_count=len(memory.table),
-        model=None if chosen is None else ctypes.pointer(model_struct(chosen, linked.config)),
-        functional=functional,
-        strict=strict,
-        interleaved=interleaving is not None,
-        seed=(interleaving or 0) & 0x7FFFFFFFFFFFFFFF,
+        model=None if model is None else ctypes.pointer(model_struct(model, linked.config)),
         counters=counters.ctypes.data,
         timeline=None if times is None else times.ctypes.data,
-        failed_index=-1,
-        message=ctypes.cast(message, ctypes.c_char_p),
-        message_size=len(message),
     )
+
+
+def _call(linked: LinkedProgram, request: _Request) -> None:
+    message = ctypes.create_string_buffer(2048)
+    request.message, request.message_size = ctypes.cast(message, ctypes.c_char_p), len(message)
+    request.failed_index = -1
     status = library().vta_simulate(ctypes.byref(request))
     if status:
         _refuse(linked, status, int(request.failed_index), message.value.decode(errors="replace"))
-    named = dict(zip(COUNTERS, counters.tolist(), strict=True))
-    shown = None if times is None else _timeline(linked, times)
-    return SimulationResult(memory.contents(), named["cycles"], named, shown)
 
 
 def _config(config: VtaConfig) -> _Config:
@@ -223,10 +234,11 @@ class _Memory:
             raise TargetError(f"there is no such region; regions: {', '.join(linked.regions)}", where=unknown[0])
         self.arrays: dict[str, NDArray[np.uint8]] = {}
         self.given: dict[str, bytes] = {}
+        self._alive: list[NDArray[np.uint8]] = []  # the core holds bare addresses
         rows = []
         for name, region in linked.regions.items():
-            if region.addr <= linked.insn_addr < region.addr + max(region.size, 1):
-                continue  # the instructions, listed by a program directory
+            if region.addr == linked.insn_addr:
+                continue  # the instructions, as a program directory lists them
             rows.append(self._row(name, region, inputs.get(name, region.data), functional))
         rows.append(_Region(linked.insn_addr, len(linked.insn), _READ | _INSTRUCTIONS, 1, None))
         self.table = (_Region * len(rows))(*rows)
@@ -246,7 +258,7 @@ class _Memory:
             self.arrays[name] = array
         else:
             array = np.zeros(region.size, np.uint8) if data is None else np.frombuffer(data, np.uint8)
-        self._keep = [*getattr(self, "_keep", []), array]
+        self._alive.append(array)
         return _Region(region.addr, region.size, access, defined, array.ctypes.data)
 
     def contents(self) -> dict[str, bytes]:

@@ -235,6 +235,8 @@ def test_regions_do_not_overlap_and_are_aligned() -> None:
         simulate(moved(linked, "w", linked.regions["x"].addr + 64))
     with pytest.raises(VtaProgramError, match=r"instruction 1 .*is not aligned: its region starts at"):
         simulate(moved(linked, "w", linked.regions["w"].addr - 64, bytes(640)))
+    with pytest.raises(VtaProgramError, match=r"program: the regions at \d+ and \d+ overlap"):
+        simulate(moved(linked, "y", linked.insn_addr + 64))
     with pytest.raises(VtaProgramError, match=r"does not lie below 2\^32"):
         simulate(moved(linked, "y", (1 << 32) - 16))
 
