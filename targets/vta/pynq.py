@@ -86,7 +86,7 @@ def export_pynq(
     members[NETWORK] = json.dumps(record).encode()
     members["vta_config.json"] = (json.dumps(network.config.to_json(), indent=2) + "\n").encode()
     members |= _board_files()
-    members["README.md"] = _readme(network, title).encode()
+    members["README.md"] = _readme(network, title, record["output_names"]).encode()
     manifest = {
         "format": FORMAT,
         "package": "lpsn_tvm",
@@ -200,15 +200,16 @@ def _presets(config: VtaConfig) -> dict[str, str]:
     return found
 
 
-def _readme(network: VtaNetwork, title: str) -> str:
+def _readme(network: VtaNetwork, title: str, output_names: Sequence[str]) -> str:
     config = network.config
-    prebuilt = any(PRESETS[name] == config for name in PREBUILT)
-    source = (
-        "It is published ready-made with the VTA hardware (Apache TVM's VTA distribution)."
-        if prebuilt
-        else "Nobody publishes it ready-made: build it from the public VTA hardware sources with the `vta_config.json`"
-        " of this bundle."
-    )
+    if any(PRESETS[name] == config for name in PREBUILT):
+        place = f"bitstreams/{config.hardware}/{config.isa_version}/{config.name}.bit"
+        source = f"It is published ready-made: `{place}` of https://github.com/uwsampl/vta-distro."
+    else:
+        source = (
+            "Nobody publishes it ready-made: build it from the public VTA hardware sources"
+            " (https://github.com/apache/tvm-vta) with the `vta_config.json` of this bundle."
+        )
     inputs = ", ".join(f"`{info.name}` {info.dtype}{list(info.shape)}" for info in network.inputs)
     host = [f"* `{step.output}`: {step.op.partition('.')[2]}. {step.reason}" for step in network.host_steps]
     template = files("lpsn_tvm.targets.vta.board").joinpath("README.md").read_text(encoding="utf-8")
@@ -221,7 +222,7 @@ def _readme(network: VtaNetwork, title: str) -> str:
         clock=f"{config.clock_mhz:g}",
         bitstream=source,
         inputs=inputs,
-        outputs=", ".join(f"`{name}`" for name in network.outputs),
+        outputs=", ".join(f"`{name}`" for name in output_names),
         programs=len(network.device_steps),
         host="\n".join(host) or "* none",
     )

@@ -19,7 +19,8 @@ from lpsn_tvm.targets.vta.config import VtaConfig
 
 FAKE = Path(__file__).parent / "fake_pynq"
 ROOT = Path(__file__).resolve().parents[2]
-BIT_HEADER = bytes.fromhex("00090ff00ff00ff00ff000000161000a") + b"vta;UserID\0"
+# As the published bitstreams begin.
+BIT_HEADER = bytes.fromhex("00090ff00ff00ff00ff0000001") + b"a\0\x2dvta_wrapper;UserID=0XFFFFFFFF;Version=2018.3\0"
 
 
 @dataclass
@@ -93,7 +94,7 @@ class Board:
         manifest.write_text(json.dumps(record))
 
 
-def board(archive: Path, folder: Path, config: VtaConfig, *, part: str = "7z020clg400", **options: Any) -> Board:
+def board(archive: Path, folder: Path, config: VtaConfig, *, part: str = "7z020clg484", **options: Any) -> Board:
     """`archive` unpacked into `folder`, beside a bitstream of `config` for a chip."""
     with zipfile.ZipFile(archive) as bundle:
         bundle.extractall(folder / "bundle")

@@ -128,10 +128,14 @@ class Runner:
             raise BoardError(self._wrong(problem))
         if found != wanted:
             preset = self.bundle.manifest["presets"].get(found)
-            again = f"-preset={preset}" if preset else f"-config=vta_config.json and isa_version {found}"
+            again = (
+                f'target="vta -preset={preset}"'
+                if preset
+                else f'target="vta -config=vta_config.json" and "isa_version": "{found}" in that file'
+            )
             raise BoardError(
                 f"this bitstream speaks instruction set {found}, the bundle was compiled for {wanted}: build again with"
-                f' target="vta {again}", or load a bitstream of version {wanted}'
+                f" {again}, or load a bitstream of version {wanted}"
             )
 
     def _test_program(self, name: str, version: str) -> Any:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def _message(result: Any) -> str:
 @pytest.mark.parametrize("name", ["pynq", "pynq-0.0.2", "pynq-i4", *map(slow, ("ultra96", "pynq-4x8"))])
 def test_network_on_the_board_equals_numpy(name: str, bundles: Bundles, tmp_path: Path) -> None:
     net, path = bundles[name]
-    device = board(path, tmp_path, PRESETS[name], part="zu3eg" if name == "ultra96" else "7z020")
+    device = board(path, tmp_path, PRESETS[name], part="xczu3eg-sbva484-1-e" if name == "ultra96" else "7z020clg484")
     x = np.concatenate([net.feed() for _ in range(3)])
     np.save(tmp_path / "x.npy", x)
     result = device.run("--self-test", "--input", "x.npy", "--output", "y.npz", compiled=name == "pynq")
@@ -153,6 +154,11 @@ def test_wrong_instruction_set_is_named(bundle: str, bitstream: str, bundles: Bu
     assert all("instruction 0" in line and "memory id 6" in line for line in errors)
 
 
+def test_wrong_instruction_set_without_a_preset(bundles: Bundles, tmp_path: Path) -> None:
+    device = board(bundles["pynq-i4"][1], tmp_path, replace(PRESETS["pynq-i4"], isa_version="0.0.2"))
+    assert '"isa_version": "0.0.2" in that file, or load' in _message(device.run())
+
+
 def test_wrong_geometry(bundles: Bundles, tmp_path: Path) -> None:
     message = _message(board(bundles["pynq"][1], tmp_path, PRESETS["pynq-4x8"]).run("--timeout", "0.2"))
     assert "self-test failed" in message
@@ -172,7 +178,7 @@ def test_bitstream_files(on_pynq: Board) -> None:
     assert "does not exist" in _message(on_pynq.run())
     (folder / "vta.bit").write_text("<html>")
     assert "is not a bitstream" in _message(on_pynq.run())
-    (folder / "vta.bit").write_bytes((folder / "other.bit").read_bytes().replace(b"7z020clg400", b"xczu3eg-sbv"))
+    (folder / "vta.bit").write_bytes((folder / "other.bit").read_bytes().replace(b"7z020clg484", b"xczu3eg-sbv"))
     assert "is for the chip" in _message(on_pynq.run())
 
 
