@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,25 @@ from lpsn_tvm.errors import TargetError
 from lpsn_tvm.targets.vta import simulator_library
 from lpsn_tvm.targets.vta.isa import Finish, Gemm, Load, Store
 from lpsn_tvm.targets.vta.simulator import simulate
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_the_wheel_builds_every_source() -> None:
+    """A file that pyproject does not list would be missing from the extension, not from a build in the cache."""
+    modules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
+    (module,) = [entry for entry in modules if entry["name"] == "lpsn_tvm.targets.vta._simulator"]
+    folder = ROOT / "targets" / "vta" / "simulator_src"
+    assert {*module["sources"], *module["depends"]} == {
+        str(path.relative_to(ROOT)) for path in folder.iterdir() if path.suffix in {".cpp", ".hpp"}
+    }
+    assert module["optional"] is True
 
 
 @pytest.fixture
