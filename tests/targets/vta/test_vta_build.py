@@ -12,7 +12,7 @@ import pytest
 from random_graphs import random_model
 
 import lpsn_tvm
-from lpsn_tvm import CompileError, Recipe, RecipeError, TargetError
+from lpsn_tvm import ArtifactError, CompileError, Recipe, RecipeError, TargetError
 from lpsn_tvm.artifact import TensorInfo
 from lpsn_tvm.reference import run_reference
 from lpsn_tvm.schedules.vta.ops import Gemm, Plane, Scalar, Span, Store, Tap, TileOp
@@ -207,3 +207,43 @@ def test_an_interrupted_search_leaves_nothing_half_written(tmp_path: Path, monke
     with pytest.raises(KeyboardInterrupt):
         lpsn_tvm.build(random_model(3), target="vta", sparsity=None, cache=str(tmp_path)).save(tmp_path / "net.lpsn")
     assert not list(tmp_path.iterdir())
+
+
+def test_exports_of_a_build_and_of_its_file(tmp_path: Path) -> None:
+    module, _ = built(random_model(3), bits=8)
+    loaded = lpsn_tvm.load(module.save(tmp_path / "net.lpsn"))
+    assert isinstance(loaded, VtaArtifact)
+    for name, each in (("fresh", module), ("loaded", loaded)):
+        folder = each.export_vta(tmp_path / name)
+        assert (folder / "network.json").is_file() or (folder / "program.json").is_file()
+        assert each.export_vta(tmp_path / f"{name}_layers", per_layer=True).is_dir()
+        assert each.export_pynq(tmp_path / f"{name}.zip").stat().st_size > 0
+    assert module.to_onnx().graph.node
+    with pytest.raises(ArtifactError, match="build"):
+        loaded.to_onnx()
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        module.export_vta(tmp_path / "no" / "such" / "folder")
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        module.export_pynq(tmp_path / "no" / "such" / "bundle.zip")
+
+
+def test_command_line(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from lpsn_tvm.cli import app
+
+    path, data = tmp_path / "net.lpsn", tmp_path / "x.npy"
+    np.save(data, np.zeros((2, 1, 28, 28), np.float32))
+    model = str(MODELS / "fashion_resnet14.onnx")
+    run = CliRunner().invoke
+    options = ["--target", "vta", "--search", "off", "--sparsity", "none", "--json"]
+    done = run(app, ["build", model, "-o", str(path), *options])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout.splitlines()[-1])["report"]["accelerator"]["programs"] == 1
+    done = run(app, ["run", str(path), str(data)])
+    assert done.exit_code == 0 and "float32[2, 10]" in done.output and "simulated" in done.output
+    done = run(app, ["inspect", str(path)])
+    assert done.exit_code == 0 and "1x16_i8w8a32_15_15_18_17" in done.output
+    for wrong in (["--search", "fast"], ["--bits", "6"], ["--target", "vta -preset=nonesuch"]):
+        done = run(app, ["build", model, "-o", str(path), "--target", "vta", *wrong])
+        assert done.exit_code == 2
