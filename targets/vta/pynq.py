@@ -80,24 +80,28 @@ def export_pynq(
     for step in record["steps"]:
         for key in ("ops", "schedules"):  # what the compiler knew; a board does not need it
             step.pop(key, None)
-    record["output_names"] = list(output_names or network.outputs)
+    names = list(output_names or network.outputs)
+    record["output_names"] = names
     record["selftest"] = _self_test(network.config, members)
-    record["known_answer"] = _known_answer(network, _sample(network, sample), record["output_names"], members)
+    record["known_answer"] = _known_answer(network, _sample(network, sample), names, members)
     members[NETWORK] = json.dumps(record).encode()
     members["vta_config.json"] = (json.dumps(network.config.to_json(), indent=2) + "\n").encode()
     members |= _board_files()
-    members["README.md"] = _readme(network, title, record["output_names"]).encode()
-    manifest = {
+    members["README.md"] = _readme(network, title, names).encode()
+    members[MANIFEST] = (json.dumps(_manifest(network.config, title, members), indent=1) + "\n").encode()
+    write_atomically(Path(path), _zip(members))
+    return Path(path)
+
+
+def _manifest(config: VtaConfig, title: str, members: Mapping[str, bytes]) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "package": "lpsn_tvm",
         "title": title,
-        "configuration": network.config.name,
-        "presets": _presets(network.config),
+        "configuration": config.name,
+        "presets": _presets(config),
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
     }
-    members[MANIFEST] = (json.dumps(manifest, indent=1) + "\n").encode()
-    write_atomically(Path(path), _zip(members))
-    return Path(path)
 
 
 def _zip(members: Mapping[str, bytes]) -> bytes:

@@ -247,6 +247,30 @@ def test_planted_bugs_of_the_runner_are_noticed(old: str, new: str, on_pynq: Boa
     assert "self-test failed" in _message(on_pynq.run("--self-test", "--timeout", "0.2"))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "self.pynq.Bitstream(self.bitstream)",
+            "self.pynq.Overlay(self.bitstream)",
+            "could not be loaded: Cannot find HWH",
+        ),
+        (
+            "                self._loaded.download()\n        except",
+            "                pass\n        except",
+            "could not",
+        ),
+    ],
+    ids=["overlay without metadata", "nothing downloaded"],
+)
+def test_planted_bugs_of_the_start(old: str, new: str, expected: str, on_pynq: Board) -> None:
+    """What the fake board refuses as a real one does."""
+    on_pynq.tamper("pynq_board.py", old, new)
+    result = on_pynq.run()
+    assert result.returncode != 0
+    assert expected in result.stderr or "no bitstream is loaded" in result.stderr
+
+
 def test_same_network_gives_the_same_file(bundles: Bundles, tmp_path: Path) -> None:
     net = split(PRESETS["pynq"])
     sample = {"x": net.feed()}

@@ -14,9 +14,12 @@ from vta_nets import Pointwise, assembled, split
 from lpsn_tvm.cli_vta import app
 from lpsn_tvm.errors import ArtifactError
 from lpsn_tvm.targets.vta import pynq
+from lpsn_tvm.targets.vta.board.bundle import relocated
 from lpsn_tvm.targets.vta.config import PRESETS
 from lpsn_tvm.targets.vta.execute import execute
 from lpsn_tvm.targets.vta.network import VtaNetwork
+from lpsn_tvm.targets.vta.program import PAGE, link
+from lpsn_tvm.targets.vta.serialize import program_to_files
 from lpsn_tvm.targets.vta.simulated_board import run_bundle
 
 
@@ -95,6 +98,22 @@ def test_command_errors(
     result = CliRunner().invoke(app, ["run", *arguments, "--json"])
     assert result.exit_code == 2
     assert message in json.loads(result.stdout)["message"]
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_relocation_equals_the_linker(name: str) -> None:
+    """The board's relocation of encoded instructions is what `link` does before it encodes them."""
+    network, rng = assembled(split(PRESETS[name]).lowered("d", "c")), np.random.default_rng(1)
+    for step in network.device_steps:
+        blobs: dict[str, bytes] = {}
+        record = program_to_files(step.program, "p", blobs)
+        places = {
+            region["name"]: int(page) * PAGE
+            for region, page in zip(record["regions"], rng.integers(1, 1 << 19, 99), strict=False)
+        }
+        linked = link(step.program, {**places, "insn": PAGE})
+        config = step.program.config.to_json()
+        assert relocated(blobs[record["insn"]], blobs[record["targets"]], list(places.values()), config) == linked.insn
 
 
 def test_damage_anywhere_is_noticed(bundle: Path, tmp_path: Path) -> None:
