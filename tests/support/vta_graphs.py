@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
+from vta_lowered import run_lowered
 
 from lpsn_tvm import float_ops, quant
 from lpsn_tvm.artifact import TensorInfo
@@ -16,7 +18,6 @@ from lpsn_tvm.targets.vta.config import VtaConfig
 from lpsn_tvm.targets.vta.integer_graph import IntegerGraph, Node
 from lpsn_tvm.targets.vta.lowering import lower_graph
 from lpsn_tvm.targets.vta.network import HostStep, LoweredNetwork
-from lpsn_tvm.targets.vta.reference import run_lowered
 
 OPERATORS = quant.OPERATORS | float_ops.OPERATORS
 
@@ -179,3 +180,27 @@ def host_reasons(network: LoweredNetwork) -> dict[str, str]:
 def tile_ops(network: LoweredNetwork) -> list[TileOp]:
     """Operators on the accelerator."""
     return [step for step in network.steps if isinstance(step, TileOp)]
+
+
+def extended(b: GraphBuilder, pool: list[str], data: st.DataObject) -> str:
+    """One more operator on variables that are there."""
+    source = data.draw(st.sampled_from(pool))
+    _, c, h, w = b.shape(source)
+    alike = [v for v in pool if b.shape(v)[2:] == (h, w)]
+    same = data.draw(st.sampled_from([v for v in alike if b.shape(v) == b.shape(source)]))
+    other, is_small = data.draw(st.sampled_from(alike)), h * w < 100
+    choices = {
+        "conv": lambda: b.conv2d(source, data.draw(st.integers(1, 24)), min(h, w, 3)),
+        "residual": lambda: b.conv2d(source, c, 1, residual=same, residual_multiplier=0.5, residual_shift=2),
+        "depthwise": lambda: b.conv2d(source, c, min(h, w, 3), groups=c),
+        "sum": lambda: b.sum(source, same, (data.draw(st.integers(-3, 3)), -1)),
+        "concat": lambda: b.concat(source, other, exponents=(0, -1)),
+        "copy": lambda: b.concat(source, other),
+        "slice": lambda: b.slice(source, 1, c // 3, c),
+        "crop": lambda: b.slice(source, 2, h // 3, h),
+        "pool": lambda: b.max_pool2d(source, 3, 1, 1),
+        "average": lambda: b.avg_pool2d(source, 3, 2, 1),
+        "resize": lambda: b.resize(source, 2) if is_small else source,
+        "shuffle": lambda: b.depth_to_space(source, 2) if c % 4 == 0 and is_small else source,
+    }
+    return choices[data.draw(st.sampled_from(sorted(choices)))]()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tvm
 from tvm import relax
+from vta_lowered import run_lowered
 
 from lpsn_tvm import graph, quant
 from lpsn_tvm.errors import CompileError
@@ -16,7 +17,6 @@ from lpsn_tvm.schedules.vta.ops import TileOp
 from lpsn_tvm.targets.vta.config import PRESETS
 from lpsn_tvm.targets.vta.integer_graph import read_graph
 from lpsn_tvm.targets.vta.lowering import lower
-from lpsn_tvm.targets.vta.reference import run_lowered
 
 CLAMP = {"qmin": -128, "qmax": 127, "out_dtype": "int8", "out_zero_point": 0}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vta_graphs import GraphBuilder, host_reasons, tile_ops
+from vta_graphs import GraphBuilder, extended, host_reasons, tile_ops
 
 from lpsn_tvm.targets.vta.config import PRESETS
 
@@ -198,30 +198,6 @@ def test_equal_constants_exist_once() -> None:
     y = b.sum(b.max_pool2d(x), b.avg_pool2d(b.sum(x, x), 2, 2))
     network = b.check(b.dequantize(y))
     assert sum(name.startswith("identity.1") for name in network.weights) == 1
-
-
-def extended(b: GraphBuilder, pool: list[str], data: st.DataObject) -> str:
-    """One more operator on variables that are there."""
-    source = data.draw(st.sampled_from(pool))
-    _, c, h, w = b.shape(source)
-    alike = [v for v in pool if b.shape(v)[2:] == (h, w)]
-    same = data.draw(st.sampled_from([v for v in alike if b.shape(v) == b.shape(source)]))
-    other, is_small = data.draw(st.sampled_from(alike)), h * w < 100
-    choices = {
-        "conv": lambda: b.conv2d(source, data.draw(st.integers(1, 24)), min(h, w, 3)),
-        "residual": lambda: b.conv2d(source, c, 1, residual=same, residual_multiplier=0.5, residual_shift=2),
-        "depthwise": lambda: b.conv2d(source, c, min(h, w, 3), groups=c),
-        "sum": lambda: b.sum(source, same, (data.draw(st.integers(-3, 3)), -1)),
-        "concat": lambda: b.concat(source, other, exponents=(0, -1)),
-        "copy": lambda: b.concat(source, other),
-        "slice": lambda: b.slice(source, 1, c // 3, c),
-        "crop": lambda: b.slice(source, 2, h // 3, h),
-        "pool": lambda: b.max_pool2d(source, 3, 1, 1),
-        "average": lambda: b.avg_pool2d(source, 3, 2, 1),
-        "resize": lambda: b.resize(source, 2) if is_small else source,
-        "shuffle": lambda: b.depth_to_space(source, 2) if c % 4 == 0 and is_small else source,
-    }
-    return choices[data.draw(st.sampled_from(sorted(choices)))]()
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)

@@ -7,16 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from lpsn_tvm import float_ops, quant
 from lpsn_tvm.schedules.vta.evaluate import evaluate
 from lpsn_tvm.schedules.vta.ops import Gemm, Store, TileOp
+from lpsn_tvm.targets.vta.execute import HOST_OPERATORS
 from lpsn_tvm.targets.vta.forms import Array
-from lpsn_tvm.targets.vta.host_steps import OPERATORS
 from lpsn_tvm.targets.vta.layout import TileLayout, pack_integers, unpack_integers
 from lpsn_tvm.targets.vta.network import HostStep, LoweredNetwork
-
-HOST_OPERATORS: dict[str, Any] = {**quant.OPERATORS, **float_ops.OPERATORS, **OPERATORS}
-"""Every operator that a `HostStep` may name."""
 
 
 def run_lowered(network: LoweredNetwork, feeds: Mapping[str, Array]) -> dict[str, Array]:
