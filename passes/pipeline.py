@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from lpsn_tvm.frontend.importer import ImportedModel
 from lpsn_tvm.graph import find_layers
 from lpsn_tvm.passes.canonicalize import canonicalize
+from lpsn_tvm.passes.equalize import apply_factors, choose_factors
 from lpsn_tvm.passes.fuse_float import fuse_float
 from lpsn_tvm.passes.lower_to_integer import lower_to_integer
 from lpsn_tvm.passes.plan_quantization import plan_quantization
@@ -20,6 +21,8 @@ from lpsn_tvm.passes.remove_dead_channels import remove_dead_channels
 from lpsn_tvm.progress import ProgressCallback, silent
 from lpsn_tvm.quant import QuantParams, QuantPlan, QuantScheme
 from lpsn_tvm.recipe import Recipe
+
+EQUALIZE_BATCH = 16
 
 
 @dataclass
@@ -121,6 +124,10 @@ def _quantize(net: Network) -> None:
     recipe = net.recipe
     assert recipe.bits is not None
     net.regions = find_regions(net.mod, recipe.ignore)
+    if net.scheme.rounding == "half_up" and not net.kept_scales and not net.calibration.synthetic:
+        # Weight scales on a grid of powers of two and one activation scale per tensor suffer most from uneven channels.
+        factors = choose_factors(net.mod, net.regions, net.calibration.batches(EQUALIZE_BATCH), recipe.bits[1])
+        net.mod = net.pruned = apply_factors(net.mod, factors)
     net.plan = plan_quantization(
         net.mod,
         net.calibration,
