@@ -1,4 +1,4 @@
-"""Equalize channels across layers: every channel of a tensor gets a factor, so that one scale per tensor suits them all.
+"""Equalize channels across layers: every channel of a tensor gets a factor, so that one scale suits them all.
 
 Before: a canonical float network whose channels have ranges far apart. After: the same function; the weights that
 write channel c are multiplied by r[c], the weights that read it divided, and the tensors in between hold r[c] * x.
@@ -9,8 +9,9 @@ write channel c are multiplied by r[c], the weights that read it divided, and th
 2. Layers separate classes: a depthwise layer takes factors in and gives others out.
 3. A class is **fixed** (all factors 1) where it touches the network's inputs or outputs or any other operator, ReLU6
    and clip among them: a factor does not pass through a bound.
-4. Classes whose channels are alike stay as they are (`SMALLEST_SPREAD`). Factors come from calibration data: with `best[t, c]` the step that suits channel c of quantized tensor t alone
-   (least squared error), `log r[c] = -strength * mean_t(log best[t, c] - mean_c log best[t, c])`.
+4. Factors come from calibration data: with `best[t, c]` the step that suits channel c of quantized tensor t alone
+   (least squared error), `log r[c] = -strength * mean_t(log best[t, c] - mean_c log best[t, c])`. Classes whose
+   channels are alike stay as they are (`SMALLEST_SPREAD`).
 
 Source: Nagel, van Baalen, Blankevoort, Welling, "Data-free quantization through weight equalization and bias
 correction", 2019 (the idea; the rule for the factors is this project's).
@@ -215,6 +216,7 @@ def _aliases(mod: Any) -> dict[str, str]:
 def scaled_weight(layer: Layer, reads: Array, writes: Array) -> Array:
     """The float32 weight that reads `reads[c] * x[c]` and writes `writes[c] * y[c]`."""
     weight = layer.weight.astype(np.float64)
+    inputs: Array
     if layer.kind == "dense":
         inputs = reads.reshape(-1, 1)
     elif layer.kind == "conv2d_transpose":
