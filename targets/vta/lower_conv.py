@@ -1,11 +1,12 @@
 """Weighted layers: convolutions (grouped, depthwise, dilated, transposed) and dense layers, with everything that is
 fused behind them.
 
-    taps x weights -> [+ bias + rounding] -> [>> p, + residual] -> [maximum over windows] -> >> s -> clamp -> store
+    taps x weights -> [maximum over windows] -> + bias + rounding -> >> s -> clamp -> store
+    taps x weights -> + bias + rounding -> >> p -> + residual -> [maximum over windows] -> >> s -> clamp -> store
 
-Maxima commute with the shift and the clamp, which are monotone, so a pooling that is the only reader of a layer runs on
-the accumulators before they are requantized. A layer with float32 output leaves in planes of the output's width, bias
-added, and the host scales it.
+Maxima commute with the bias of a channel, the shift and the clamp, which are monotone, so a pooling that is the only
+reader of a layer runs first and leaves fewer accumulators to the rest. A layer with float32 output leaves in planes of
+the output's width, bias added, and the host scales it.
 """
 
 from __future__ import annotations
@@ -182,6 +183,8 @@ def _requantized(
             raise CompileError("its residual's scale is too far from its accumulator's", where=layer.node.name)
     rest = shift - drop
     rounding = rounding_of(rest) << drop
+    if pooling is not None and layer.residual is None:
+        steps.append(pooling)
     steps += add_steps(context, name, result.form, layer.bias + rounding)
     steps += shift_steps(context, f"{name}.drop", result.form, drop)
     low, high = (low + rounding) >> drop, (high + rounding) >> drop
@@ -191,7 +194,7 @@ def _requantized(
             raise Unmapped("its residual has another shape")
         steps += scaled_identity(context, f"{name}.residual", other, result, left - drop)
         low, high = low + (other.low << (left - drop)), high + (other.high << (left - drop))
-    if pooling is not None:
+    if pooling is not None and layer.residual is not None:
         steps.append(pooling)
     steps += shift_steps(context, name, result.form, rest)
     return steps, (int((low >> rest).min()), int((high >> rest).max()))
