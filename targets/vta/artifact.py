@@ -131,7 +131,8 @@ class VtaArtifact(Artifact):
         for result in run.simulations:
             if result.timeline is not None:
                 cycles = operator_cycles(result.timeline, result.cycles)
-                layers |= {name: n for (_, name), n in zip(result.timeline.marks, cycles, strict=True)}
+                for (_, name), added in zip(result.timeline.marks, cycles, strict=True):
+                    layers[name] = layers.get(name, 0) + added
         total = sum(result.cycles for result in run.simulations)
         outputs = {
             info.name: run.outputs[name][:count] for info, name in zip(self.outputs, self.network.outputs, strict=True)

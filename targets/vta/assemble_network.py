@@ -7,6 +7,7 @@ is in the arena; weights and vectors are one read-only region each.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,26 +85,34 @@ def assemble(
         An operator has no schedule that fits the buffers (names it), or an operand is missing.
     """
     phases = split_into_phases(network)
-    total = sum(isinstance(step, TileOp) for step in network.steps)
+    counted = _counted(choose, sum(isinstance(step, TileOp) for step in network.steps), progress)
     steps: list[DeviceStep | HostStep] = []
     earlier: set[str] = set()
-    done = 0
     for index, phase in enumerate(phases):
         ops = [step for step in phase if isinstance(step, TileOp)]
         steps.extend(step for step in phase if isinstance(step, HostStep))
         if not ops:
             continue
         inputs, outputs = _borders(network, ops, earlier, *consumers(phases, index + 1))
-        schedules = []
-        for op in ops:
-            progress("schedule", done, total)
-            schedules.append(choose(op, network.config))
-            done += 1
-        progress("schedule", done, total)
+        schedules = [counted(op, network.config) for op in ops]
         steps.append(_program(network, ops, schedules, inputs, outputs, emit))
         earlier |= {name for op in ops for name in writes_of(op)}
     _check_outputs(network)
     return VtaNetwork(network.config, network.inputs, network.outputs, tuple(steps), network.notes)
+
+
+def _counted(choose: Chooser, total: int, progress: ProgressCallback) -> Chooser:
+    """`choose`, with a report of every choice."""
+    done = itertools.count(1)
+
+    def counted(op: TileOp, config: VtaConfig) -> Any:
+        schedule = choose(op, config)
+        progress("schedule", next(done), total)
+        return schedule
+
+    if total:
+        progress("schedule", 0, total)
+    return counted
 
 
 def _borders(
@@ -114,7 +123,7 @@ def _borders(
     writes = dict.fromkeys(name for op in ops for name in writes_of(op))
     # A tensor that several programs fill, each a part of it, goes in and out.
     inputs = [name for name in (*reads, *writes) if name not in writes or name in earlier]
-    repacked = {network.tensors[name].value for name in tensors}
+    repacked = {network.tensors[name].value for name in tensors} - {""}
     wanted = values | set(network.outputs) | repacked
     outputs = [name for name in writes if name in tensors or network.tensors[name].value in wanted]
     return list(dict.fromkeys(inputs)), outputs
@@ -136,11 +145,7 @@ def _program(
     tile = config.inp_tile_bytes
     places = {name: (region, 0) for name, region in regions.items()}
     places |= {name: (ARENA, offset // tile) for name, offset in arena.offsets.items()}
-    read = {name for op in ops for name in reads_of(op)} | set(inputs)
-    written = {name for op in ops for name in writes_of(op)}
-    for name, region in regions.items():
-        access: Access = "r" if name not in written else "rw" if name in read else "w"
-        builder.region(region, network.tensors[name].layout.size, access=access)
+    _declare_borders(network, ops, regions, inputs, builder)
     if arena.size:
         builder.region(ARENA, arena.size, access="rw")
     placement = _Placement(places, _weights(network, ops, builder), _vectors(network, ops, builder))
@@ -174,6 +179,21 @@ def _border_regions(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, 
         for index, name in enumerate(tensors):
             names[name] = kind if len(tensors) == 1 else f"{kind}.{index}"
     return names
+
+
+def _declare_borders(
+    network: LoweredNetwork,
+    ops: Sequence[TileOp],
+    regions: Mapping[str, str],
+    inputs: Sequence[str],
+    builder: ProgramBuilder,
+) -> None:
+    """Declares the regions of inputs and outputs, each with the access that the operators need."""
+    read = {name for op in ops for name in reads_of(op)} | set(inputs)
+    written = {name for op in ops for name in writes_of(op)}
+    for name, region in regions.items():
+        access: Access = "r" if name not in written else "rw" if name in read else "w"
+        builder.region(region, network.tensors[name].layout.size, access=access)
 
 
 def _plan(network: LoweredNetwork, ops: Sequence[TileOp], regions: Mapping[str, str]) -> Arena:

@@ -10,6 +10,7 @@ import pytest
 from vta_nets import HEIGHT, WIDTH, Pointwise, assembled, split
 
 from lpsn_tvm.errors import ArtifactError, CompileError
+from lpsn_tvm.schedules.vta.ops import Store, TileOp
 from lpsn_tvm.targets.vta.config import PRESETS, VtaConfig
 from lpsn_tvm.targets.vta.execute import execute
 from lpsn_tvm.targets.vta.layout import ceil_div
@@ -62,6 +63,31 @@ def test_borders_have_regions_of_their_own_and_the_rest_is_in_the_arena() -> Non
     }  # fmt: skip
     assert first.peak_arena == ceil_div(3 * HEIGHT * WIDTH * 16, 64) * 64
     assert second.peak_arena == 0
+
+
+@pytest.mark.parametrize("is_output", [True, False])
+def test_a_tensor_filled_by_two_programs(is_output: bool) -> None:
+    """a and b are the halves of a concatenation; b waits for the host, so the first program hands the tensor on."""
+    net = Pointwise(PRESETS["pynq"])
+    for name, source in (("a", "x"), ("p", "x"), ("h", "p"), ("b", "h")):
+        (net.host if name == "h" else lambda n, s: net.conv(n, s, 16))(name, source)
+    net.shapes["cat"] = 32
+    whole = net.plane("cat")
+    for index, step in enumerate(net.steps):
+        if isinstance(step, TileOp) and step.name in "ab":
+            half = replace(whole, base=HEIGHT * WIDTH * "ab".index(step.name), blocks=1)
+            net.steps[index] = replace(step, steps=(*step.steps[:-1], Store(half)))
+    net.conv("c", "cat", 24)
+    network = assembled(net.lowered("c", "cat") if is_output else net.lowered("c"))
+    assert [[op.name for op in step.ops] for step in network.device_steps] == [["a", "p"], ["b", "c"]]
+    x = net.feed()
+    values = {"x": x}
+    for name, source, function in net.meaning:
+        values[name] = function(values[source])
+        if name == "b":
+            values["cat"] = np.concatenate([values["a"], values["b"]], axis=1)
+    for name, value in network.run({"x": x}).items():
+        np.testing.assert_array_equal(value, values[name])
 
 
 def test_a_long_chain_reuses_memory() -> None:

@@ -70,6 +70,10 @@ def test_many_random_networks_equal_the_integer_graph(seed: int, target: str) ->
 def test_shipped_networks_equal_the_integer_graph(name: str, bits: int) -> None:
     module, mod = built(MODELS / f"{name}.onnx", bits=bits)
     assert_equals_reference(module, mod)
+    for seed in range(2):
+        feeds = {i.name: np.ones(i.shape, np.float32) for i in module.inputs}
+        run = module.simulate(feeds, model="rtl", interleaving=seed)
+        np.testing.assert_array_equal(run.outputs[module.outputs[0].name], module(feeds))
     # All layers in one program: only the image's way in and the scores' way out are on the host.
     assert len(module.network.device_steps) == 1
 
