@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from vta_tile_ops import conv_op
 
-from lpsn_tvm.schedules.vta.emit import Schedule, fits
+from lpsn_tvm.schedules.vta.emit import Schedule, default_schedule, fits
 from lpsn_tvm.schedules.vta.ops import Plane, Pool, Scalar, Store, TileOp, Vector
 from lpsn_tvm.targets.vta.bounds import estimate, lower_bound, rates_of, work_of
 from lpsn_tvm.targets.vta.config import PRESETS
@@ -83,6 +83,15 @@ def test_no_program_undercuts_its_bound(data: st.DataObject, name: str, model: s
     assert work.immediate + work.tensor <= counters["alu_uops"]
     assert work.out * config.out_tile_bytes <= counters["out_bytes_written"]
     assert lower_bound(work, rates, config) <= result.cycles
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_the_bound_of_a_busy_array_is_tight(model: str) -> None:
+    config, op = PRESETS["pynq"], canonical(conv_op(inputs=8, outputs=8, size=(28, 28)))
+    schedule = default_schedule(op, config)
+    bound = lower_bound(work_of(op, schedule, config), rates_of(MODELS[model], config), config)
+    cycles = time_schedule(op, schedule, config, model).cycles
+    assert 0.92 * cycles <= bound <= cycles
 
 
 def test_the_estimate_ranks_schedules_of_a_layer() -> None:
