@@ -41,6 +41,9 @@ bench: $(VENV)/installed data   ## latency against peers, accuracy of pruning an
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python -m benchmarks.quantize
 	$(BIN)/python -m benchmarks.prune
+	$(BIN)/python benchmarks/vta_layers.py
+	$(BIN)/python benchmarks/vta.py
+	$(BIN)/python -m benchmarks.vta_accuracy --seeds 3
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info out
