@@ -154,7 +154,10 @@ def _chooser(recipe: Recipe, model: str) -> Callable[[TileOp, VtaConfig], Schedu
             return found[key]
         except CompileError as error:
             reason = str(error).removeprefix(f"{op.name}: ")
-            raise CompileError(f"fits {config.name} under no schedule: {reason}", where=op.name) from error
+            raise CompileError(
+                f"fits {config.name} under no schedule: {reason}; ignore=[layer] leaves a layer in float on the host",
+                where=op.name,
+            ) from error
 
     return choose
 

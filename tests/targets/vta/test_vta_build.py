@@ -251,3 +251,13 @@ def test_command_line(tmp_path: Path) -> None:
     for wrong in (["--search", "fast"], ["--bits", "6"], ["--target", "vta -preset=nonesuch"]):
         done = run(app, ["build", model, "-o", str(path), "--target", "vta", *wrong])
         assert done.exit_code == 2
+
+
+def test_an_ignored_layer_runs_on_the_host_in_float() -> None:
+    model = random_model(3)
+    layer = next(node.name for node in model.graph.node if node.op_type == "Conv")
+    whole, _ = built(model, bits=8)
+    module, mod = built(model, bits=8, ignore=[layer])
+    assert any(step.op == "lpsn.float_conv2d" for step in module.network.host_steps)
+    assert not any(step.op == "lpsn.float_conv2d" for step in whole.network.host_steps)
+    assert_equals_reference(module, mod)
