@@ -20,7 +20,8 @@ enum Queue { L2C = 0, C2L = 1, C2S = 2, S2C = 3 };
 enum Access { READ = 1, WRITE = 2, INSTRUCTIONS = 4 };
 
 constexpr int COMMAND_QUEUE_DEPTH = 512;
-constexpr int TOKEN_QUEUE_DEPTH = 1024;
+// The HLS design has 1024; the public Chisel semaphores are 8 bits wide and silently drop what goes beyond.
+constexpr int TOKEN_QUEUE_DEPTH = 255;
 constexpr int64_t MAX_TRANSFER_BYTES = int64_t(32) << 20;
 // Fetch reads whole instructions of 16 bytes.
 constexpr int64_t INSTRUCTION_BYTES = 16;

@@ -152,17 +152,18 @@ def tokens(count: int) -> LinkedProgram:
     return hand.add(final_nop()).add(Finish()).link()
 
 
-def test_token_queue_holds_1024() -> None:
-    simulate(tokens(1024))
-    with pytest.raises(VtaProgramError, match=r"instruction 1024 .*up to 1025 tokens can wait in the load->compute"):
-        simulate(tokens(1025))
+def test_token_queue_holds_255() -> None:
+    simulate(tokens(255))
+    with pytest.raises(VtaProgramError, match=r"instruction 255 .*up to 256 tokens can wait in the load->compute"):
+        simulate(tokens(256))
 
 
 def test_tokens_that_fetch_cannot_let_pile_up() -> None:
-    """Load never waits for compute, but its instructions are fetched only as compute's queue empties."""
+    """Load never waits for compute, but its instructions are fetched only as compute's queue of 512 empties."""
     hand = Hand()
     for _ in range(3000):
         hand.add(Load(memory="inp", push_next=True, **NOP)).add(Load(memory="uop", pop_prev=True, **NOP))
+        hand.add(Load(memory="uop", **NOP)).add(Load(memory="uop", **NOP))
     hand.add(Load(memory="uop", push_next=True, **NOP)).add(Store(pop_prev=True, push_prev=True, **NOP))
     simulate(hand.add(final_nop()).add(Finish()).link())
 
