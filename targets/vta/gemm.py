@@ -10,6 +10,7 @@ import numpy as np
 from lpsn_tvm.schedules.vta.ops import Gemm, Scalar, Step, Store, Tap, TileOp
 from lpsn_tvm.targets.vta.forms import Array, Form, Image, Value
 from lpsn_tvm.targets.vta.lower_context import Context, Unmapped
+from lpsn_tvm.targets.vta.split_taps import split_taps
 from lpsn_tvm.targets.vta.taps import AxisTap, Side, Window, axis_taps
 from lpsn_tvm.targets.vta.weights import Arranged, arrange
 
@@ -177,7 +178,8 @@ def operator(name: str, context: Context, result: Rectangle, steps: Sequence[Ste
     if all(isinstance(step, Gemm) for step in body[:first_store]) and not covers(body, result.tiles):
         body.insert(first_store, Scalar("add", 0))
     blocks = result.form.lanes // context.block
-    return TileOp(name, context.batches(result.image[0]), blocks, *result.tiles, tuple(body), macs)
+    op = TileOp(name, context.batches(result.image[0]), blocks, *result.tiles, tuple(body), macs)
+    return split_taps(op, context.config)
 
 
 def plain_copy(context: Context, value: Value) -> Value:

@@ -74,7 +74,7 @@ class GraphBuilder:
         stride: int = 1,
         padding: int | tuple[int, int, int, int] | None = None,
         groups: int = 1,
-        dilation: int = 1,
+        dilation: int | tuple[int, int] = 1,
         shifts: tuple[int, int] = (6, 9),
         residual: str | None = None,
         **attrs: Any,
@@ -85,7 +85,7 @@ class GraphBuilder:
         geometry = {
             "strides": (stride, stride),
             "padding": (padding,) * 4 if isinstance(padding, int) else padding,
-            "dilation": (dilation, dilation),
+            "dilation": (dilation, dilation) if isinstance(dilation, int) else dilation,
             "groups": groups,
             "residual_shift": self.config.wgt_bits - 2,
         }
