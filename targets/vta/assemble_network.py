@@ -77,7 +77,7 @@ def assemble(
     choose : (op, config) -> schedule
         Search, or a default.
     progress : callable (stage, done, total)
-        Told of every scheduled operator.
+        Told of every emitted operator.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def assemble(
         An operator has no schedule that fits the buffers (names it), or an operand is missing.
     """
     phases = split_into_phases(network)
-    counted = _counted(choose, sum(isinstance(step, TileOp) for step in network.steps), progress)
+    counted = _counted(emit, sum(isinstance(step, TileOp) for step in network.steps), progress)
     steps: list[DeviceStep | HostStep] = []
     earlier: set[str] = set()
     for index, phase in enumerate(phases):
@@ -94,24 +94,23 @@ def assemble(
         if not ops:
             continue
         inputs, outputs = _borders(network, ops, earlier, *consumers(phases, index + 1))
-        schedules = [counted(op, network.config) for op in ops]
-        steps.append(_program(network, ops, schedules, inputs, outputs, emit))
+        schedules = [choose(op, network.config) for op in ops]
+        steps.append(_program(network, ops, schedules, inputs, outputs, counted))
         earlier |= {name for op in ops for name in writes_of(op)}
     _check_outputs(network)
     return VtaNetwork(network.config, network.inputs, network.outputs, tuple(steps), network.notes)
 
 
-def _counted(choose: Chooser, total: int, progress: ProgressCallback) -> Chooser:
-    """`choose`, with a report of every choice."""
+def _counted(emit: Emit, total: int, progress: ProgressCallback) -> Emit:
+    """`emit`, with a report of every operator."""
     done = itertools.count(1)
 
-    def counted(op: TileOp, config: VtaConfig) -> Any:
-        schedule = choose(op, config)
-        progress("schedule", next(done), total)
-        return schedule
+    def counted(builder: ProgramBuilder, op: TileOp, schedule: Any) -> None:
+        emit(builder, op, schedule)
+        progress("emit", next(done), total)
 
     if total:
-        progress("schedule", 0, total)
+        progress("emit", 0, total)
     return counted
 
 

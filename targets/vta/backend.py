@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from lpsn_tvm.errors import CompileError, RecipeError, TargetError
 from lpsn_tvm.progress import ProgressCallback, silent
 from lpsn_tvm.recipe import Recipe
 from lpsn_tvm.schedules.vta.emit import default_schedule, emit
-from lpsn_tvm.schedules.vta.ops import Scalar, TileOp
+from lpsn_tvm.schedules.vta.ops import TileOp
 from lpsn_tvm.schedules.vta.schedule import Schedule
 from lpsn_tvm.targets.backend import Backend, Bits, Parts
 from lpsn_tvm.targets.vta.artifact import VtaArtifact
@@ -21,8 +21,8 @@ from lpsn_tvm.targets.vta.lowering import lower
 from lpsn_tvm.targets.vta.network import LoweredNetwork, VtaNetwork
 from lpsn_tvm.targets.vta.profile import MODELS
 from lpsn_tvm.targets.vta.scheme import vta_scheme
-from lpsn_tvm.targets.vta.search import BUDGET_SECONDS, find_schedule
-from lpsn_tvm.targets.vta.search_key import canonical
+from lpsn_tvm.targets.vta.search import BUDGET_SECONDS
+from lpsn_tvm.targets.vta.search_workers import find_schedules
 
 OPTIONS = ("preset", "config", "model")
 DEFAULT_MODEL = "pynq"
@@ -135,38 +135,43 @@ def compile_network(
     CompileError
         An operator fits the buffers under no schedule; names it.
     """
-    return assemble(lowered, emit=emit, choose=_chooser(recipe, model), progress=progress)
-
-
-def _chooser(recipe: Recipe, model: str) -> Callable[[TileOp, VtaConfig], Schedule]:
-    """Schedules by search or by default; operators that cost the same are searched once."""
-    found: dict[TileOp, Schedule] = {}
-    seconds = BUDGET_SECONDS if isinstance(recipe.search, bool) else float(recipe.search)
+    found = _searched(lowered, recipe, model, progress) if recipe.search else {}
 
     def choose(op: TileOp, config: VtaConfig) -> Schedule:
         try:
-            if not recipe.search:
-                return default_schedule(op, config)
-            key = _alike(op)
-            if key not in found:
-                result = find_schedule(op, config, model=model, cache=recipe.cache, budget_seconds=seconds)
-                found[key] = result.schedule
-            return found[key]
+            return found[op] if found else default_schedule(op, config)
         except CompileError as error:
-            reason = str(error).removeprefix(f"{op.name}: ")
-            raise CompileError(
-                f"fits {config.name} under no schedule: {reason}; ignore=[layer] leaves a layer in float on the host",
-                where=op.name,
-            ) from error
+            raise _unschedulable(error, config) from error
 
-    return choose
+    return assemble(lowered, emit=emit, choose=choose, progress=progress)
 
 
-def _alike(op: TileOp) -> TileOp:
-    """What operators that cost the same have in common: not the bounds of a clamp."""
-    form = canonical(op)
-    steps = (replace(s, value=0) if isinstance(s, Scalar) and s.kind in ("min", "max") else s for s in form.steps)
-    return replace(form, steps=tuple(steps))
+def _searched(
+    lowered: LoweredNetwork, recipe: Recipe, model: str, progress: ProgressCallback
+) -> dict[TileOp, Schedule]:
+    """The best schedule of every operator; those that cost the same are searched once."""
+    seconds = BUDGET_SECONDS if isinstance(recipe.search, bool) else float(recipe.search)
+    ops = [step for step in lowered.steps if isinstance(step, TileOp)]
+    try:
+        results = find_schedules(
+            ops,
+            lowered.config,
+            model=model,
+            cache=recipe.cache,
+            budget_seconds=seconds,
+            finished=lambda done, total: progress("schedule", done, total),
+        )
+    except CompileError as error:
+        raise _unschedulable(error, lowered.config) from error
+    return {op: result.schedule for op, result in zip(ops, results, strict=True)}
+
+
+def _unschedulable(error: CompileError, config: VtaConfig) -> CompileError:
+    reason = str(error).removeprefix(f"{error.where}: ")
+    return CompileError(
+        f"fits {config.name} under no schedule: {reason}; ignore=[layer] leaves a layer in float on the host",
+        where=error.where,
+    )
 
 
 def make_artifact(backend: Backend, mod: Any, parts: Parts, progress: ProgressCallback) -> VtaArtifact:

@@ -13,17 +13,17 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lpsn_tvm
 from lpsn_tvm.errors import CompileError, LpsnError
 from lpsn_tvm.schedules.vta.ops import TileOp
 from lpsn_tvm.targets.vta.config import VtaConfig
 from lpsn_tvm.targets.vta.cycle_model import CycleModel, cycle_model
-from lpsn_tvm.targets.vta.schedule_cache import open_cache
+from lpsn_tvm.targets.vta.schedule_cache import ScheduleCache, open_cache
 from lpsn_tvm.targets.vta.search import (
     BUDGET_SECONDS,
     CacheOption,
@@ -35,8 +35,7 @@ from lpsn_tvm.targets.vta.search import (
 from lpsn_tvm.targets.vta.search_key import canonical
 from lpsn_tvm.targets.vta.serialize import from_record, to_record
 
-if TYPE_CHECKING:
-    Tasks = queue.SimpleQueue[TileOp]
+_Done = Callable[[TileOp, ScheduleResult], None]
 
 # A worker takes half a second to start: fewer operators than this are not worth a second process.
 WORTH_A_WORKER = 2
@@ -51,6 +50,7 @@ def find_schedules(
     budget_seconds: float = BUDGET_SECONDS,
     progress: Progress | None = None,
     workers: int | None = None,
+    finished: Callable[[int, int], None] | None = None,
 ) -> list[ScheduleResult]:
     """`find_schedule` of every operator.
 
@@ -64,6 +64,8 @@ def find_schedules(
         Told in one line about every operator that is done.
     workers : int, optional
         Processes; by default one per processor that this process may use.
+    finished : callable, optional
+        Told how many of how many different operators are done, those in the cache first.
 
     Raises
     ------
@@ -72,19 +74,19 @@ def find_schedules(
     """
     forms = [canonical(op) for op in ops]
     names = {form: op.name for form, op in reversed(list(zip(forms, ops, strict=True)))}
-    found: dict[TileOp, ScheduleResult] = {}
-    for form in names:
-        known = known_schedule(form, config, cycle_model(model), open_cache(cache))
-        if known is not None:
-            found[form] = known
-    missing = [form for form in names if form not in found]
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(count if workers is None else workers, len(missing) // WORTH_A_WORKER)
+    found = _known(names, config, cycle_model(model), open_cache(cache))
+    # The longest first, so that no worker is left alone with one at the end.
+    missing = sorted((form for form in names if form not in found), key=lambda form: -form.micro_operations)
+    count = min(_processors() if workers is None else workers, len(missing) // WORTH_A_WORKER)
+    if finished is not None and names:
+        finished(len(found), len(names))
 
     def done(form: TileOp, result: ScheduleResult) -> None:
         found[form] = result
         if progress is not None:
             progress(f"{names[form]}: {result.cycles} cycles after {result.candidates_tried} candidates")
+        if finished is not None:
+            finished(len(found), len(names))
 
     if count > 1:
         settings = {"config": asdict(config), "model": asdict(cycle_model(model)), "budget_seconds": budget_seconds}
@@ -100,55 +102,75 @@ def find_schedules(
     return [found[form] for form in forms]
 
 
+def _known(
+    forms: Iterable[TileOp], config: VtaConfig, model: CycleModel, store: ScheduleCache | None
+) -> dict[TileOp, ScheduleResult]:
+    results = {form: known_schedule(form, config, model, store) for form in forms}
+    return {form: result for form, result in results.items() if result is not None}
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _cache_record(cache: CacheOption) -> str | bool:
     store = open_cache(cache)
     return False if store is None else str(store.directory)
 
 
 class _Crew:
-    """Worker processes, each with a thread here that hands it one task after the other."""
+    """Worker processes, each with a thread here that hands it one task after the other; answers are taken in the
+    caller's thread, which an interrupt or a failing callback reaches.
+    """
 
-    def __init__(self, settings: Mapping[str, Any], ops: Sequence[TileOp], done: Any) -> None:
+    def __init__(self, settings: Mapping[str, Any], ops: Sequence[TileOp], done: _Done) -> None:
         self.settings, self.done = settings, done
-        self.tasks: Tasks = queue.SimpleQueue()
+        self.tasks: queue.SimpleQueue[TileOp] = queue.SimpleQueue()
         for op in ops:
             self.tasks.put(op)
-        self.lock = threading.Lock()
-        self.processes: list[subprocess.Popen[str]] = []
+        # What a worker found, or None once for each that has nothing left to do.
+        self.answers: queue.SimpleQueue[tuple[TileOp, ScheduleResult] | None] = queue.SimpleQueue()
 
     def run(self, count: int) -> None:
         """Until no task is left or no worker lives."""
+        processes: list[subprocess.Popen[str]] = []
         try:
-            self.processes = [process for process in (_start() for _ in range(count)) if process is not None]
-            threads = [threading.Thread(target=self.serve, args=(process,)) for process in self.processes]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            processes += [process for process in (_start() for _ in range(count)) if process is not None]
+            for process in processes:
+                threading.Thread(target=self.serve, args=(process,), daemon=True).start()
+            left = len(processes)
+            while left:
+                answer = self.answers.get()
+                if answer is None:
+                    left -= 1
+                else:
+                    self.done(*answer)
         finally:
-            for process in self.processes:
+            for process in processes:
                 process.kill()
                 process.wait()
 
     def serve(self, process: subprocess.Popen[str]) -> None:
         """Feed one worker; stops where it no longer answers."""
+        try:
+            self.feed(process)
+        finally:
+            self.answers.put(None)
+
+    def feed(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         while True:
             try:
                 op = self.tasks.get_nowait()
-            except queue.Empty:
-                return
-            try:
                 process.stdin.write(json.dumps({"op": to_record(op)} | dict(self.settings)) + "\n")
                 process.stdin.flush()
                 answer = json.loads(process.stdout.readline())
-            except (OSError, ValueError):
+            except (queue.Empty, OSError, ValueError):
                 return
             result = ScheduleResult.from_json(answer)
             if result is not None:
-                with self.lock:
-                    self.done(op, replace(result, is_cached=False))
+                self.answers.put((op, replace(result, is_cached=False)))
 
 
 def _start() -> subprocess.Popen[str] | None:

@@ -99,7 +99,7 @@ def test_the_report_says_what_runs_where_and_how_fast(tmp_path: Path) -> None:
     assert all(step.reason for step in record.steps if step.place == "host")
     assert module.report.accelerator.cycles["pynq"] == module.cycles
     total = sum(len(step.ops) for step in module.network.device_steps)
-    assert ("schedule", total, total) in stages
+    assert ("emit", total, total) in stages
     assert "vta schedules and programs" in module.report.seconds
     path = module.save(tmp_path / "net.lpsn")
     assert str(lpsn_tvm.load(path).report) == str(module.report)
@@ -207,7 +207,7 @@ def test_an_interrupted_search_leaves_nothing_half_written(tmp_path: Path, monke
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(backend, "find_schedule", interrupted)
+    monkeypatch.setattr(backend, "find_schedules", interrupted)
     with pytest.raises(KeyboardInterrupt):
         lpsn_tvm.build(random_model(3), target="vta", sparsity=None, cache=str(tmp_path)).save(tmp_path / "net.lpsn")
     assert not list(tmp_path.iterdir())
