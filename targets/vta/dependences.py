@@ -8,11 +8,14 @@ of a queue pair up in order because what a unit knows only grows.
 
 There is no queue between load and store: one waits for the other through a compute instruction that already waited,
 or, where there is none, through a NOP.
+
+A queue holds few tokens on some designs and loses what goes beyond. A unit that could run far ahead of the one it
+wakes therefore waits for it now and then.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 
 import numpy as np
@@ -31,6 +34,13 @@ FLAGS = {
     (COMPUTE, STORE): ("pop_next", "push_prev"),
     (STORE, COMPUTE): ("pop_prev", "push_next"),
 }
+
+MOST_TOKENS = 128
+"""Tokens that may wait in a queue when a unit issues an instruction; 255 is what every design holds."""
+FEWER_TOKENS = 64
+"""How many may be left once it has waited."""
+CROWDED_TOKENS = 192
+"""Instructions issued long before are asked for no more tokens than this: the latest one's stands for all."""
 
 
 class Touched:
@@ -76,6 +86,8 @@ class Dependences:
         self.issued: tuple[list[Flags], list[Flags], list[Flags]] = ([], [], [])
         self._known = [[NEVER] * 3 for _ in range(3)]
         self._clocks: tuple[list[tuple[int, ...]], ...] = ([], [], [])
+        # (finished unit, waiting unit) -> instructions that push a token, in order.
+        self._pushing: dict[tuple[int, int], list[int]] = {(source, unit): [] for unit, source in FLAGS}
         # Columns of the compute unit's clocks, each non-decreasing, for binary search.
         self._seen_by_compute: tuple[list[int], list[int], list[int]] = ([], [], [])
 
@@ -93,7 +105,7 @@ class Dependences:
 
     def issue(self, unit: int, instruction: Flags, waits: Mapping[int, int]) -> int:
         """Append an instruction that waits for `waits` (unit -> instruction); sets flags on both sides."""
-        waits = dict(waits)
+        waits = merge(waits, self._throttle(unit))
         other = {LOAD: STORE, STORE: LOAD}.get(unit)
         if other is not None and other in waits:
             index = waits.pop(other)
@@ -110,13 +122,32 @@ class Dependences:
                 self._seen_by_compute[source].append(self._known[COMPUTE][source])
         return len(self.issued[unit]) - 1
 
+    def _throttle(self, unit: int) -> dict[int, int]:
+        """What `unit` must wait for so that its tokens do not pile up."""
+        waits = {}
+        for source, other in self._pushing:
+            if source == unit and self._waiting(unit, other) >= MOST_TOKENS:
+                wanted = self._pushing[unit, other][-FEWER_TOKENS]
+                waits[other] = bisect_left(self._clocks[other], wanted, key=lambda clock: clock[unit])
+        return waits
+
+    def _waiting(self, source: int, unit: int) -> int:
+        """Most tokens from `source` that `unit` may not have popped when `source` begins its next instruction."""
+        pushing, known = self._pushing[source, unit], self._known[source][unit]
+        if len(pushing) < MOST_TOKENS:
+            return len(pushing)
+        return len(pushing) - bisect_right(pushing, self._clocks[unit][known][source] if known > NEVER else NEVER)
+
     def _wait(self, unit: int, instruction: Flags, source: int, index: int) -> None:
         known = self._known[unit]
         if known[source] >= index:
             return
+        if self._waiting(source, unit) >= CROWDED_TOKENS:
+            index = len(self.issued[source]) - 1
         pop, push = FLAGS[unit, source]
         setattr(instruction, pop, True)
         setattr(self.issued[source][index], push, True)
+        self._pushing[source, unit].append(index)
         known[source] = index
         for third, finished in enumerate(self._clocks[source][index]):
             if third != unit:

@@ -43,10 +43,15 @@ def _range(node: Node, context: Context) -> tuple[int, int]:
         table = node.operands[1]
         if isinstance(table, np.ndarray):
             return int(table.min()), int(table.max())
-    if "qmin" in node.attrs and "qmax" in node.attrs:
-        return int(node.attrs["qmin"]), int(node.attrs["qmax"])
     known = [context.ranges[name] for name in node.variables if name in context.ranges]
-    if node.op == "lpsn.pad" or not known:
+    if "qmin" in node.attrs and "qmax" in node.attrs:
+        clamped = int(node.attrs["qmin"]), int(node.attrs["qmax"])
+        if node.op != "lpsn.concat":
+            return clamped
+        known.append(clamped)  # operands in the result's scale are copied, whatever they hold
+    if node.op == "lpsn.pad":
+        known.append((int(node.attrs["value"]), int(node.attrs["value"])))
+    if len(known) < len(node.variables) or not known:
         return container
     return min(low for low, _ in known), max(high for _, high in known)
 

@@ -30,7 +30,7 @@ CONFIGS: dict[str, VtaConfig] = PRESETS | {
     # Buffers so small that every layer is cut into many tiles.
     "small": VtaConfig(log_uop_buff_size=10, log_inp_buff_size=10, log_wgt_buff_size=13, log_acc_buff_size=12),
     "small-0.0.2": VtaConfig(
-        log_uop_buff_size=11, log_inp_buff_size=11, log_wgt_buff_size=14, log_acc_buff_size=11, isa_version="0.0.2"
+        log_uop_buff_size=11, log_inp_buff_size=11, log_wgt_buff_size=14, log_acc_buff_size=12, isa_version="0.0.2"
     ),
     "small-4x8": replace(
         PRESETS["pynq-4x8"], log_uop_buff_size=11, log_inp_buff_size=11, log_wgt_buff_size=12, log_acc_buff_size=13

@@ -14,7 +14,8 @@ from lpsn_tvm.targets.vta.builder import ProgramBuilder
 from lpsn_tvm.targets.vta.config import PRESETS
 from lpsn_tvm.targets.vta.dependences import FLAGS
 from lpsn_tvm.targets.vta.isa import Alu, Finish, Gemm, Instruction, Load, Store
-from lpsn_tvm.targets.vta.program import Program
+from lpsn_tvm.targets.vta.program import Program, link
+from lpsn_tvm.targets.vta.simulator import simulate
 
 CONFIG = PRESETS["pynq"]
 LOAD, COMPUTE, STORE = 0, 1, 2
@@ -186,6 +187,36 @@ def test_load_waits_for_a_store_through_compute() -> None:
     relay, load = program.instructions[3], program.instructions[4]
     assert isinstance(relay, Load) and relay.memory == "uop" and relay.x_size == 0
     assert relay.pop_next and relay.push_prev and load.pop_next
+
+
+def single_tiles(count: int, ahead: int) -> ProgramBuilder:
+    """`count` tiles, each loaded into a place of its own and used alone; loads are issued `ahead` at a time."""
+    builder = ProgramBuilder(CONFIG)
+    builder.region("x", count * 16, data=bytes(count * 16))
+    builder.region("w", 256, data=bytes(256))
+    builder.region("y", 16 * count, access="w")
+    builder.load("wgt", 0, "w", 0, columns=1)
+    for start in range(0, count, ahead):
+        for i in range(start, start + ahead):
+            builder.load("inp", i, "x", i, columns=1)
+        for i in range(start, start + ahead):
+            builder.gemm(np.array([[i, i, 0]]), reset=True)
+            builder.gemm(np.array([[i, i, 0]]))
+            builder.store(i, "y", i, columns=1)
+    return builder
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 300, 900])
+def test_tokens_do_not_pile_up(ahead: int) -> None:
+    """A unit that could run hundreds of instructions ahead waits now and then; queues hold 255 tokens."""
+    program = link(single_tiles(900, ahead).finish())
+    for interleaving in (None, 1, 2):
+        simulate(program, model=None, interleaving=interleaving)
+
+
+def test_few_tokens_wait_for_nothing() -> None:
+    program = single_tiles(100, 1).finish()
+    assert not any(i.pop_next for i in program.instructions if isinstance(i, Load) and i.memory == "inp")
 
 
 def test_micro_ops_are_loaded_once_while_they_stay() -> None:
