@@ -1,0 +1,103 @@
+"""`lpsn.conv2d` on tensor cores: any kernel, stride, dilation, padding and groups of at least 32 channels' worth of
+products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+from lpsn_tvm.schedules.cuda.conv_core import convolution
+from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Tile, reduction
+from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
+from lpsn_tvm.schedules.cuda.tiles import choose_tile
+from lpsn_tvm.schedules.cuda.weights import input_block, nibble_shift, pack_weight, parameters, per_channel
+from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+
+
+def conv2d(
+    inputs: tuple[TensorSpec, ...],
+    constants: Mapping[str, Array],
+    attrs: Mapping[str, Any],
+    isa: CudaIsa,
+    tile: Tile | None = None,
+) -> Kernel | None:
+    """Kernel of `quant.conv2d` with a constant weight; `tile` overrides the choice.
+
+    The input is wanted in blocks of 32 channels, or of 4, 8 or 16 where all channels fit. Weights that fit 4 bits
+    (times a common power of two) are stored in 4.
+    """
+    if "weight" not in constants or inputs[0].dtype not in ("uint8", "int8"):
+        return None
+    weight, data = constants["weight"], inputs[0]
+    batch, channels, height, width = data.shape
+    kh, kw = weight.shape[2:]
+    groups = int(attrs.get("groups", 1))
+    if groups > 1 and groups == channels:
+        return None
+    data = data.with_block(input_block(channels) if groups == 1 else BLOCK)
+    strides, dilation = tuple(attrs["strides"]), tuple(attrs.get("dilation", (1, 1)))
+    top, left, bottom, right = attrs["padding"]
+    oh = (height + top + bottom - dilation[0] * (kh - 1) - 1) // strides[0] + 1
+    ow = (width + left + right - dilation[1] * (kw - 1) - 1) // strides[1] + 1
+    out = TensorSpec((batch, weight.shape[0], oh, ow), str(attrs.get("out_dtype", "uint8")), BLOCK)
+    blocks, group = reduction(weight.shape[0], groups, weight.shape[1], data.blocks, BLOCK)
+    if not is_supported(inputs, out):
+        return None
+    shift = nibble_shift(weight)
+    geometry = ConvGeometry(
+        batch=batch,
+        in_blocks=data.blocks,
+        in_block=data.block,
+        in_size=(height, width),
+        out_size=(oh, ow),
+        in_dtype=data.dtype,
+        out_dtype=out.dtype,
+        out_blocks=out.blocks,
+        kernel=(kh, kw),
+        strides=(strides[0], strides[1]),
+        dilation=(dilation[0], dilation[1]),
+        pads=(top, left, bottom, right),
+        reduce_blocks=blocks,
+        group=group,
+        has_residual=len(inputs) == 2,
+        weight_bits=8 if shift is None else 4,
+        tile=Tile(64, 32, 2, 1),
+    )
+    geometry = replace(geometry, tile=tile or choose_tile(geometry, isa))
+    if group is not None:
+        blocks, group = reduction(weight.shape[0], groups, weight.shape[1], data.blocks, geometry.tile.columns)
+        geometry = replace(geometry, reduce_blocks=blocks, group=group)
+    return make_kernel("conv2d_mma", geometry, isa, constants, attrs, (data, out), shift or 0)
+
+
+def is_supported(inputs: tuple[TensorSpec, ...], out: TensorSpec) -> bool:
+    """Whether indices fit 32 bits, and a residual is of the output's integer type."""
+    sizes = (prod(spec.with_block(BLOCK).memory_shape) for spec in (*inputs, out))
+    is_residual_known = len(inputs) == 1 or (out.dtype != "float32" and inputs[1].dtype == out.dtype)
+    return is_residual_known and max(sizes) < 2**31
+
+
+def make_kernel(
+    name: str,
+    geometry: ConvGeometry,
+    isa: CudaIsa,
+    constants: Mapping[str, Array],
+    attrs: Mapping[str, Any],
+    specs: tuple[TensorSpec, TensorSpec],
+    shift: int,
+) -> Kernel:
+    """The kernel of a geometry; `constants` hold weight int8[O, C/groups, kh, kw], bias and scale, `specs` are input
+    and output.
+    """
+    weight, (data, out) = constants["weight"], specs
+    packed = (
+        pack_weight(weight >> shift, geometry),
+        per_channel(constants["bias"], "int32", weight.shape[0], geometry.packed_blocks),
+        per_channel(constants["scale"], "float32", weight.shape[0], geometry.packed_blocks),
+        *parameters(attrs, data.dtype, shift),
+    )
+    wanted = (data, out) if geometry.has_residual else (data,)
+    return Kernel(lambda: convolution(geometry, isa), packed, out, (name, isa, geometry), wanted)

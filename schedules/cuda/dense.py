@@ -1,0 +1,55 @@
+"""`lpsn.dense` on tensor cores: a convolution of one pixel per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lpsn_tvm.schedules.cuda.conv2d_mma import is_supported, make_kernel
+from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Tile
+from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
+from lpsn_tvm.schedules.cuda.tiles import choose_tile
+from lpsn_tvm.schedules.cuda.weights import nibble_shift
+from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+
+
+def dense(
+    inputs: tuple[TensorSpec, ...],
+    constants: Mapping[str, Array],
+    attrs: Mapping[str, Any],
+    isa: CudaIsa,
+    tile: Tile | None = None,
+) -> Kernel | None:
+    """Kernel of `quant.dense` with a constant weight and a two-dimensional input; `tile` overrides the choice."""
+    if "weight" not in constants or inputs[0].dtype not in ("uint8", "int8") or len(inputs[0].shape) != 2:
+        return None
+    weight = np.ascontiguousarray(constants["weight"].T)[:, :, None, None]
+    data = inputs[0].with_block(BLOCK)
+    out = TensorSpec((data.shape[0], weight.shape[0]), str(attrs.get("out_dtype", "uint8")), BLOCK)
+    if not is_supported(inputs, out):
+        return None
+    shift = nibble_shift(weight)
+    geometry = ConvGeometry(
+        batch=data.shape[0],
+        in_blocks=data.blocks,
+        in_block=BLOCK,
+        in_size=(1, 1),
+        out_size=(1, 1),
+        in_dtype=data.dtype,
+        out_dtype=out.dtype,
+        out_blocks=out.blocks,
+        kernel=(1, 1),
+        strides=(1, 1),
+        dilation=(1, 1),
+        pads=(0, 0, 0, 0),
+        reduce_blocks=data.blocks,
+        group=None,
+        has_residual=len(inputs) == 2,
+        weight_bits=8 if shift is None else 4,
+        tile=Tile(16, 32, 1, 1),
+    )
+    geometry = replace(geometry, tile=tile or choose_tile(geometry, isa))
+    return make_kernel("dense_mma", geometry, isa, {**constants, "weight": weight}, attrs, (data, out), shift or 0)

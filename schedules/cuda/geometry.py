@@ -1,0 +1,215 @@
+"""Shape of an implicit-GEMM convolution on a GPU, and how it is cut into tiles.
+
+The matrix product: rows are output pixels (n, y, x), columns are output channels, and the inner dimension is cut into
+k-steps of 32 bytes: 32 channels of one filter tap, or, where the input has blocks of 4, 8 or 16 channels (network
+inputs), 8, 4 or 2 taps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lpsn_tvm.schedules.cuda.isa import BLOCK, WARP
+
+KSTEP = 32
+"""Bytes of the inner dimension that one tensor-core instruction takes."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How the product is shared.
+
+    Parameters
+    ----------
+    rows, columns : int
+        Output pixels and channels of a thread block; columns in multiples of 32 per warp.
+    warps_m, warps_n : int
+        Warps along both.
+    ksteps : int
+        k-steps per stage of the pipeline.
+    stages : int
+        Stages in shared memory.
+    splits : int
+        Thread blocks that share the inner dimension of one tile; above 1 a second launch adds their sums.
+    """
+
+    rows: int
+    columns: int
+    warps_m: int
+    warps_n: int
+    ksteps: int = 2
+    stages: int = 3
+    splits: int = 1
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.warps_m * self.warps_n * WARP
+
+    @property
+    def m_tiles(self) -> int:
+        """16-row tiles of a warp."""
+        return self.rows // self.warps_m // 16
+
+    @property
+    def n_blocks(self) -> int:
+        """32-channel blocks of a warp."""
+        return self.columns // self.warps_n // BLOCK
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """Everything that the code of a convolution depends on.
+
+    Parameters
+    ----------
+    batch : int
+    in_blocks, in_block : int
+        Channel blocks of the input and channels per block (4, 8, 16 or 32; below 32 there is one block).
+    in_size, out_size : (int, int)
+        Height and width.
+    in_dtype, out_dtype : str
+    out_blocks : int
+        Channel blocks of 32 of the output.
+    kernel, strides, dilation : (int, int)
+    pads : (int, int, int, int)
+        Top, left, bottom, right.
+    reduce_blocks : int
+        Input blocks that a tile of output channels reads.
+    group : (int, int) or None
+        Output and input channels per group where a tile does not read all input blocks.
+    has_residual : bool
+    weight_bits : int
+        8, or 4: two weights in a byte, unpacked in registers.
+    tile : Tile
+    """
+
+    batch: int
+    in_blocks: int
+    in_block: int
+    in_size: tuple[int, int]
+    out_size: tuple[int, int]
+    in_dtype: str
+    out_dtype: str
+    out_blocks: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilation: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    reduce_blocks: int
+    group: tuple[int, int] | None
+    has_residual: bool
+    weight_bits: int
+    tile: Tile
+
+    @property
+    def pixels(self) -> int:
+        """Rows of the product."""
+        return self.batch * self.out_size[0] * self.out_size[1]
+
+    @property
+    def taps(self) -> int:
+        """Filter positions."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def chunk(self) -> int:
+        """Bytes of one copy to shared memory: contiguous channels of one tap."""
+        return min(self.in_block, 16)
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether a tap can lie outside of the image."""
+        return any(self.pads) or self.in_block < KSTEP
+
+    @property
+    def ksteps(self) -> int:
+        """k-steps that hold products."""
+        return count_ksteps(self.taps, self.reduce_blocks, self.in_block)
+
+    @property
+    def iterations(self) -> int:
+        """Stages that one thread block runs through."""
+        return -(-self.ksteps // (self.tile.ksteps * self.tile.splits))
+
+    @property
+    def packed_ksteps(self) -> int:
+        """k-steps in memory: what lies beyond `ksteps` has zero weights."""
+        return self.iterations * self.tile.ksteps * self.tile.splits
+
+    @property
+    def row_tiles(self) -> int:
+        """Tiles along the pixels."""
+        return -(-self.pixels // self.tile.rows)
+
+    @property
+    def column_tiles(self) -> int:
+        """Tiles along the output channels."""
+        return -(-self.out_blocks * BLOCK // self.tile.columns)
+
+    @property
+    def packed_blocks(self) -> int:
+        """Output channel blocks in memory of weights, bias and scale."""
+        return self.column_tiles * self.tile.columns // BLOCK
+
+    @property
+    def kstep_bytes(self) -> int:
+        """Weights of one k-step and 32 output channels in bytes."""
+        return KSTEP * BLOCK * self.weight_bits // 8
+
+    @property
+    def data_bytes(self) -> int:
+        """Pixels of one stage in shared memory."""
+        return self.tile.ksteps * self.tile.rows * KSTEP
+
+    @property
+    def stage_bytes(self) -> int:
+        """One stage in shared memory."""
+        return self.data_bytes + self.tile.ksteps * self.tile.columns // BLOCK * self.kstep_bytes
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """Shape of the input in memory."""
+        return (self.batch, self.in_blocks, *self.in_size, self.in_block)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of the output in memory."""
+        return (self.batch, self.out_blocks, *self.out_size, BLOCK)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the packed weight."""
+        return (self.packed_blocks, self.packed_ksteps, self.kstep_bytes)
+
+
+def count_ksteps(taps: int, reduce_blocks: int, in_block: int) -> int:
+    """k-steps of a filter."""
+    if in_block == KSTEP:
+        return taps * reduce_blocks
+    return -(-taps * in_block // KSTEP)
+
+
+def reduction(
+    out_channels: int, groups: int, in_per_group: int, in_blocks: int, columns: int
+) -> tuple[int, tuple[int, int] | None]:
+    """Input blocks that a tile of `columns` output channels reads, and the group sizes (output, input) if it does not
+    read all from 0 on.
+    """
+    if groups == 1:
+        return in_blocks, None
+    out_per = out_channels // groups
+    spans = []
+    for first in range(0, out_channels, columns):
+        last = min(first + columns, out_channels) - 1
+        spans.append((first // out_per * in_per_group // BLOCK, -(-(last // out_per + 1) * in_per_group // BLOCK)))
+    return max(end - begin for begin, end in spans), (out_per, in_per_group)
+
+
+def first_block(geometry: ConvGeometry, column_tile: int) -> int:
+    """First input block that a tile of output channels reads (the code computes the same)."""
+    if geometry.group is None:
+        return 0
+    out_per, in_per = geometry.group
+    start = column_tile * geometry.tile.columns // out_per * in_per // BLOCK
+    return min(start, geometry.in_blocks - geometry.reduce_blocks)

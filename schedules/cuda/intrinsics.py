@@ -1,0 +1,139 @@
+"""Device functions of the integer kernels as CUDA source: each wraps one instruction, or says exact arithmetic where a
+compiler could choose another rounding.
+
+Inline assembly holds one PTX instruction per statement, operands in the order of the PTX manual.
+"""
+
+from __future__ import annotations
+
+Function = tuple[str, str]
+
+
+def _function(signature: str, body: str) -> Function:
+    name = signature.split("(")[0].split()[-1].lstrip("*")
+    return name, f"__device__ __forceinline__ {signature} {{\n{body}\n}}\n"
+
+
+def mma(dtype: str, is_k32: bool) -> Function:
+    """d[4] += a[4] . b[2] for a tile of 16 rows x 32 bytes (`dtype` x) and 32 bytes x 8 columns (int8).
+
+    Lane l holds of A the rows l/4 (a[0], a[2]) and l/4 + 8 (a[1], a[3]), bytes l%4*4.. of the first (a[0], a[1]) and
+    the second 16 (a[2], a[3]); of B column l/4, the same bytes (b[0], b[1]); of D columns l%4*2 and +1 of row l/4
+    (d[0], d[1]) and row l/4 + 8 (d[2], d[3]). Without m16n8k32 the four quarters are mma.m8n8k16, whose fragments are
+    the same registers.
+
+    Source: PTX ISA, "Matrix Fragments for mma.m16n8k32" and "for mma.m8n8k16".
+    """
+    x = "u8" if dtype == "uint8" else "s8"
+    signature = f"void lpsn_mma_{x}_{'k32' if is_k32 else 'k16'}(int* d, const int* a, const int* b)"
+    if is_k32:
+        return _function(
+            signature,
+            f'  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.{x}.s8.s32 '
+            '{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"\n'
+            '    : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])\n'
+            '    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]),\n'
+            '      "r"(d[0]), "r"(d[1]), "r"(d[2]), "r"(d[3]));',
+        )
+    quarters = [
+        f'  asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.{x}.s8.s32 {{%0,%1}}, {{%2}}, {{%3}}, {{%4,%5}};"\n'
+        f'    : "=r"(d[{2 * m}]), "=r"(d[{2 * m + 1}])\n'
+        f'    : "r"(a[{2 * k + m}]), "r"(b[{k}]), "r"(d[{2 * m}]), "r"(d[{2 * m + 1}]));'
+        for k in range(2)
+        for m in range(2)
+    ]
+    return _function(signature, "\n".join(quarters))
+
+
+LDMATRIX = _function(
+    "void lpsn_ldmatrix_x4(int* d, const void* row)",
+    "  unsigned int address = (unsigned int)__cvta_generic_to_shared(row);\n"
+    '  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"\n'
+    '    : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(address) : "memory");',
+)
+"""Four 8 x 16 byte matrices; lane l gives the address of row l % 8 of matrix l / 8, and gets bytes l%4*4.. of row l/4
+of each.
+"""
+
+
+def copy_async(size: int) -> Function:
+    """Start a copy of 4, 8 or 16 bytes to shared memory, from `pad` where the source lies outside of the image."""
+    cache = "cg" if size == 16 else "ca"
+    return _function(
+        f"void lpsn_copy_async_{size}(void* to, const void* from, const void* pad, bool is_inside)",
+        "  unsigned int address = (unsigned int)__cvta_generic_to_shared(to);\n"
+        "  const void* source = is_inside ? from : pad;\n"
+        f'  asm volatile("cp.async.{cache}.shared.global [%0], [%1], {size};"\n'
+        '    :: "r"(address), "l"(source) : "memory");',
+    )
+
+
+COMMIT = _function("void lpsn_copy_commit()", '  asm volatile("cp.async.commit_group;" ::: "memory");')
+"""Close the group of copies that this thread started."""
+
+
+def copy_wait(groups: int) -> Function:
+    """Wait until at most `groups` groups of this thread are under way."""
+    return _function(
+        f"void lpsn_copy_wait_{groups}()", f'  asm volatile("cp.async.wait_group {groups};" ::: "memory");'
+    )
+
+
+_VECTORS = {4: "int", 8: "int2", 16: "int4"}
+
+
+def load(size: int) -> Function:
+    """Load 4, 8 or 16 bytes into registers, from `pad` where the source lies outside of the image."""
+    vector = _VECTORS[size]
+    return _function(
+        f"void lpsn_load_{size}(int* to, const void* from, const void* pad, bool is_inside)",
+        f"  *({vector}*)to = *(const {vector}*)(is_inside ? from : pad);",
+    )
+
+
+def copy(size: int) -> Function:
+    """Copy 4, 8 or 16 bytes."""
+    vector = _VECTORS[size]
+    return _function(
+        f"void lpsn_copy_{size}(void* to, const void* from)", f"  *({vector}*)to = *(const {vector}*)from;"
+    )
+
+
+UNPACK_NIBBLES = _function(
+    "void lpsn_unpack_nibbles(int* to, const int* from)",
+    "#pragma unroll\n"
+    "  for (int i = 0; i < 4; ++i) {\n"
+    "    to[2 * i] = (int)(((unsigned int)from[i] << 4) & 0xF0F0F0F0u);\n"
+    "    to[2 * i + 1] = (int)((unsigned int)from[i] & 0xF0F0F0F0u);\n"
+    "  }",
+)
+"""32 signed nibbles -> 32 bytes that hold them times 16."""
+
+SCALED = _function("float lpsn_scaled(int total, float scale)", "  return __fmul_rn(__int2float_rn(total), scale);")
+"""float32(total) * scale, rounded once."""
+
+WITH_RESIDUAL = _function(
+    "float lpsn_with_residual(float value, int residual, int zero_point, float multiplier)",
+    "  float other = __fmul_rn(__int2float_rn(residual - zero_point), multiplier);\n"
+    "  value = fminf(fmaxf(value, -1048576.0f), 1048576.0f);\n"
+    "  return __fadd_rn(value, fminf(fmaxf(other, -1048576.0f), 1048576.0f));",
+)
+"""Sum of two products, each clamped first (`quant._finish`)."""
+
+ROUNDED = _function(
+    "int lpsn_rounded(float value, float low, float high, int zero_point)",
+    "  return __float2int_rn(fminf(fmaxf(value, low), high)) + zero_point;",
+)
+"""Clamp, round half to even, add the zero point (`quant.to_integer`)."""
+
+STORE_BYTES = _function(
+    "void lpsn_store_bytes(void* to, const int* values)",
+    "  unsigned int words[2];\n"
+    "#pragma unroll\n"
+    "  for (int i = 0; i < 2; ++i) {\n"
+    "    const int* v = values + 4 * i;\n"
+    "    words[i] = (v[0] & 255) | ((v[1] & 255) << 8) | ((v[2] & 255) << 16) | ((unsigned int)v[3] << 24);\n"
+    "  }\n"
+    "  *(uint2*)to = make_uint2(words[0], words[1]);",
+)
+"""Eight integers as eight bytes."""
