@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from lpsn_tvm.schedules.cuda.threads import BLOCK, element_kernel
+from lpsn_tvm.schedules.cuda.isa import BLOCK
+from lpsn_tvm.schedules.cuda.threads import element_kernel
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.rounding import parameters, scaled, to_integer
 from lpsn_tvm.schedules.views import View, compute, within
@@ -29,11 +30,7 @@ def quantize(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Ke
     numbers = parameters(attrs["inv_scale"], attrs["qmin"] - zero_point, attrs["qmax"] - zero_point, zero_point)
 
     def define(x: View, p: Any) -> Any:
-        def value(*i: Any) -> Any:
-            made = to_integer(x(*i) * p[0], p[1], p[2], p[3], out.dtype)
-            return within(out, i[1], lambda: made) if len(i) > 1 else made
-
-        return compute(out, value)
+        return compute(out, lambda *i: to_integer(x(*existing(out, i)) * p[0], p[1], p[2], p[3], out.dtype))
 
     # Plain input: each thread reads its channels from as many planes, neighbours read neighbouring pixels.
     return element_kernel("quantize", (data,), (numbers,), out, define)
@@ -58,6 +55,15 @@ def relayout(data: TensorSpec, out: TensorSpec) -> Kernel:
         return compute(out, lambda n, c, *rest: within(out, c, lambda: x(n, c, *rest)))
 
     return element_kernel("relayout", (data,), (), out, define, is_gathered=True)
+
+
+def existing(out: TensorSpec, index: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The index with its channel held within C: lanes beyond have no meaning, but what they read must exist."""
+    from tvm import tirx
+
+    if out.block == 0 or out.shape[1] % out.block == 0:
+        return index
+    return (index[0], tirx.min(index[1], tirx.const(out.shape[1] - 1, "int32")), *index[2:])
 
 
 def wanted_block(data: TensorSpec) -> int:

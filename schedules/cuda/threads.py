@@ -9,10 +9,8 @@ from math import prod
 from typing import Any
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.views import View, has_block, placeholder, prim_func
+from lpsn_tvm.schedules.views import View, compute, placeholder, prim_func
 
-BLOCK = 32
-"""Channels in a block of the device's layout: one pixel of it is 32 contiguous bytes."""
 LANES = 4
 """Bytes of one 32-bit access: a warp moves 128 contiguous bytes."""
 THREADS = 256
@@ -31,33 +29,31 @@ def lanes_of(out: TensorSpec) -> int:
     return LANES if out.block and out.block % LANES == 0 else 1
 
 
-def bind_elements(sch: Any, block: Any, lanes: int) -> Any:
-    """Spread all loops of a block over threads, the innermost `lanes` elements as one vector; the thread's loop."""
+def vectorized_lanes(sch: Any, block: Any, lanes: int) -> list[Any]:
+    """All loops of a block but the innermost `lanes` elements, which become one vector."""
     loops = list(sch.get_loops(block))
-    lane = None
-    if lanes > 1:
-        outer, lane = sch.split(loops[-1], [None, lanes])
-        loops[-1] = outer
+    if lanes == 1:
+        return loops
+    outer, lane = sch.split(loops[-1], [None, lanes])
+    sch.vectorize(lane)
+    return [*loops[:-1], outer]
+
+
+def bind(sch: Any, loops: list[Any]) -> None:
+    """Spread loops over threads."""
     fused = sch.fuse(*loops) if len(loops) > 1 else loops[0]
-    count = int(sch.get(fused).extent)
-    threads = THREADS if count >= MANY else SMALL_THREADS
+    threads = THREADS if int(sch.get(fused).extent) >= MANY else SMALL_THREADS
     grid, thread = sch.split(fused, [None, threads])
     sch.bind(grid, "blockIdx.x")
     sch.bind(thread, "threadIdx.x")
-    if lane is not None:
-        sch.vectorize(lane)
-    return thread
 
 
 def schedule_elementwise(func: Any, lanes: int) -> Any:
-    """Schedule the block "out" and inline everything before it."""
+    """Schedule the block "out"."""
     from tvm.s_tir import Schedule
 
     sch = Schedule(func)
-    for block in sch.get_child_blocks(sch.get_sblock("root")):
-        if sch.get(block).name_hint != "out":
-            sch.compute_inline(block)
-    bind_elements(sch, sch.get_sblock("out"), lanes)
+    bind(sch, vectorized_lanes(sch, sch.get_sblock("out"), lanes))
     return sch.mod["main"]
 
 
@@ -66,23 +62,57 @@ def schedule_reduction(func: Any, lanes: int) -> Any:
     from tvm.s_tir import Schedule
 
     sch = Schedule(func)
-    if has_block(sch, "pad"):
-        sch.compute_inline(sch.get_sblock("pad"))
-    thread = bind_elements(sch, sch.get_sblock("out"), lanes)
-    acc = sch.get_sblock("acc")
-    rank = len(sch.get(sch.get_sblock("out")).iter_vars)
+    acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
+    rank = len(sch.get(out).iter_vars)
     sch.set_scope(acc, 0, "local")
-    sch.compute_at(acc, thread, preserve_unit_loops=True)
-    inner = list(sch.get_loops(acc))[2:]
-    spatial, reduction = inner[:rank], inner[rank:]
-    sch.reorder(*spatial[:-1], *reduction, spatial[-1])
+    loops = vectorized_lanes(sch, out, lanes)
+    # Before loops are fused: their indices are simple here, and every primitive understands them.
+    sch.compute_at(acc, loops[-1], preserve_unit_loops=True)
+    inner = list(sch.get_loops(acc))[len(loops) :]
+    spatial, steps = inner[:rank], inner[rank:]
+    sch.reorder(*spatial[:-1], *steps, spatial[-1])
     if lanes > 1:
         sch.vectorize(spatial[-1])
-    if prod(int(sch.get(loop).extent) for loop in reduction) <= UNROLLED:
-        for loop in reduction:
-            sch.unroll(loop)
-    sch.decompose_reduction(acc, reduction[0])
+    if prod(int(sch.get(step).extent) for step in steps) <= UNROLLED:
+        for step in steps:
+            sch.unroll(step)
+    bind(sch, loops)
     return sch.mod["main"]
+
+
+def reduction(out: TensorSpec, dtype: str, term: Callable[..., Any], finish: Callable[..., Any]) -> Any:
+    """TE tensor "out" of `finish(acc, *logical index)`, where "acc" is `term(*logical index)`, a sum or maximum.
+
+    Both are indexed by memory, so that the schedule sees one element read one element.
+    """
+    from tvm import te
+
+    acc = compute(TensorSpec(out.shape, dtype, out.block), term, "acc")
+
+    def value(*index: Any) -> Any:
+        if out.block == 0:
+            return finish(acc(*index), *index)
+        n, c, *rest, lane = index
+        return finish(acc(*index), n, c * out.block + lane, *rest)
+
+    return te.compute(out.memory_shape, value, name="out")
+
+
+def lowered(func: Any) -> Any:
+    """Blocks made opaque and local buffers as small as they can be: the form that kernels written by hand have."""
+    import tvm
+
+    t = tvm.s_tir.transform
+    passes = tvm.transform.Sequential(
+        [
+            t.CanonicalizeLoop(),
+            t.LowerInitBlock(),
+            t.PlanAndUpdateBufferAllocationLocation(),
+            t.ConvertBlocksToOpaque(),
+            t.CompactBufferAllocation(),
+        ]
+    )
+    return passes(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}))["main"]
 
 
 def element_kernel(
@@ -125,7 +155,7 @@ def element_kernel(
         extra = [te.placeholder(array.shape, str(array.dtype), name=f"p{i}") for i, array in enumerate(constants)]
         views = [View(tensor, spec) for tensor, spec in zip(data, inputs, strict=True)]
         func = prim_func([*data, *extra, define(*views, *extra)])
-        return schedule_reduction(func, lanes) if is_reduction else schedule_elementwise(func, lanes)
+        return lowered(schedule_reduction(func, lanes) if is_reduction else schedule_elementwise(func, lanes))
 
     shapes = tuple((array.shape, str(array.dtype)) for array in constants)
     return Kernel(build, tuple(constants), out, (name, tuple(inputs), out, shapes, *details), tuple(inputs))

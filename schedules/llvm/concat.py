@@ -13,9 +13,10 @@ import numpy as np
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.channel_map import emit, runs
 from lpsn_tvm.schedules.llvm.isa import Isa
-from lpsn_tvm.schedules.llvm.rounding import output_range, parameters, scaled, to_integer
 from lpsn_tvm.schedules.llvm.tir import MAGIC_BITS, prim_func, requantized, vcast, vector
-from lpsn_tvm.schedules.llvm.views import LANES, View, compute, elementwise_kernel, offered_block
+from lpsn_tvm.schedules.llvm.views import LANES, elementwise_kernel, offered_block
+from lpsn_tvm.schedules.rounding import output_range, parameters, scaled, to_integer
+from lpsn_tvm.schedules.views import View, compute
 
 Inputs = tuple[TensorSpec, ...]
 Constants = Mapping[str, Array]

@@ -20,7 +20,8 @@ from lpsn_tvm.schedules.llvm.elementwise import evaluate
 from lpsn_tvm.schedules.llvm.float_groups import ChannelReads, channel_reads, pack_channels, pack_weight
 from lpsn_tvm.schedules.llvm.float_tiles import Tile, choose_tile
 from lpsn_tvm.schedules.llvm.isa import Isa
-from lpsn_tvm.schedules.llvm.views import LANES, View, compute, has_block, placeholder, prim_func
+from lpsn_tvm.schedules.llvm.views import LANES
+from lpsn_tvm.schedules.views import View, compute, has_block, placeholder, prim_func
 
 PLAIN_CHANNELS = 4
 """Inputs with at most so many channels are read as plain NCHW: 16 lanes would be mostly padding."""

@@ -18,7 +18,8 @@ from lpsn_tvm.schedules.llvm.conv2d_float import finished, tile_reduction
 from lpsn_tvm.schedules.llvm.float_groups import ChannelReads, channel_reads, pack_channels, pack_weight
 from lpsn_tvm.schedules.llvm.float_tiles import Tile, choose_tile
 from lpsn_tvm.schedules.llvm.isa import Isa
-from lpsn_tvm.schedules.llvm.views import LANES, View, compute, placeholder, prim_func
+from lpsn_tvm.schedules.llvm.views import LANES
+from lpsn_tvm.schedules.views import View, compute, placeholder, prim_func
 
 
 @dataclass(frozen=True)

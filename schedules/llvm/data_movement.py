@@ -13,7 +13,8 @@ from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.channel_map import emit, runs
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.tir import prim_func
-from lpsn_tvm.schedules.llvm.views import LANES, View, compute, elementwise_kernel, within
+from lpsn_tvm.schedules.llvm.views import LANES, elementwise_kernel
+from lpsn_tvm.schedules.views import View, compute, within
 
 Inputs = tuple[TensorSpec, ...]
 Constants = Mapping[str, Array]

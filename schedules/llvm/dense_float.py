@@ -13,7 +13,8 @@ import numpy as np
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.conv2d_float import finished
 from lpsn_tvm.schedules.llvm.isa import Isa
-from lpsn_tvm.schedules.llvm.views import LANES, PARALLEL_ELEMENTS, placeholder, prim_func
+from lpsn_tvm.schedules.llvm.views import LANES, PARALLEL_ELEMENTS
+from lpsn_tvm.schedules.views import placeholder, prim_func
 
 
 @dataclass(frozen=True)

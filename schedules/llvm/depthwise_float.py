@@ -14,7 +14,8 @@ from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.conv2d_float import PARALLEL_MACS, finished
 from lpsn_tvm.schedules.llvm.float_groups import pack_channels
 from lpsn_tvm.schedules.llvm.isa import Isa
-from lpsn_tvm.schedules.llvm.views import LANES, View, compute, has_block, placeholder, prim_func
+from lpsn_tvm.schedules.llvm.views import LANES
+from lpsn_tvm.schedules.views import View, compute, has_block, placeholder, prim_func
 
 UNROLLED_TAPS = 25
 """Larger kernels keep a loop over their rows."""

@@ -13,8 +13,9 @@ from lpsn_tvm import float_ops
 from lpsn_tvm.errors import CompileError
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.isa import Isa
-from lpsn_tvm.schedules.llvm.rounding import bounded, output_range, parameters, scaled, to_integer
-from lpsn_tvm.schedules.llvm.views import View, compute, elementwise_kernel, offered_block
+from lpsn_tvm.schedules.llvm.views import elementwise_kernel, offered_block
+from lpsn_tvm.schedules.rounding import bounded, output_range, parameters, scaled, to_integer
+from lpsn_tvm.schedules.views import View, compute
 
 Inputs = tuple[TensorSpec, ...]
 Constants = Mapping[str, Array]

@@ -16,7 +16,8 @@ from tvm.script.ir_builder import tirx as T
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.tir import loop, prim_func, vector, vload, vstore
-from lpsn_tvm.schedules.llvm.views import View, compute, elementwise_kernel
+from lpsn_tvm.schedules.llvm.views import elementwise_kernel
+from lpsn_tvm.schedules.views import View, compute
 
 PIECE = 4096
 """Bytes of one task."""

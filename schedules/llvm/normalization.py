@@ -10,7 +10,7 @@ import numpy as np
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.elementwise import exponential
 from lpsn_tvm.schedules.llvm.isa import Isa
-from lpsn_tvm.schedules.llvm.views import View, compute, has_block, placeholder, prim_func
+from lpsn_tvm.schedules.views import View, compute, has_block, placeholder, prim_func
 
 Inputs = tuple[TensorSpec, ...]
 Constants = Mapping[str, Array]

@@ -11,8 +11,9 @@ import numpy as np
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.isa import Isa
-from lpsn_tvm.schedules.llvm.rounding import output_range, parameters, to_integer
-from lpsn_tvm.schedules.llvm.views import View, compute, elementwise_kernel, placeholder, prim_func, schedule_reduction
+from lpsn_tvm.schedules.llvm.views import elementwise_kernel, schedule_reduction
+from lpsn_tvm.schedules.rounding import output_range, parameters, to_integer
+from lpsn_tvm.schedules.views import View, compute, placeholder, prim_func
 
 Inputs = tuple[TensorSpec, ...]
 Constants = Mapping[str, Array]

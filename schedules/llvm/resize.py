@@ -11,8 +11,9 @@ import numpy as np
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.isa import Isa
-from lpsn_tvm.schedules.llvm.rounding import parameters
-from lpsn_tvm.schedules.llvm.views import View, compute, elementwise_kernel
+from lpsn_tvm.schedules.llvm.views import elementwise_kernel
+from lpsn_tvm.schedules.rounding import parameters
+from lpsn_tvm.schedules.views import View, compute
 
 Inputs = tuple[TensorSpec, ...]
 Constants = Mapping[str, Array]

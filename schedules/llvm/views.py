@@ -1,4 +1,4 @@
-"""Logical access to blocked tensors in TE, and the two loop nests that most kernels without weights need."""
+"""The two loop nests that most kernels without weights need, and what CPUs want of them."""
 
 from __future__ import annotations
 
@@ -6,71 +6,13 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.views import View, has_block, placeholder, prim_func
 
 LANES = 16
 """Channels in a block; every kernel of this folder vectorizes over them."""
 
 PARALLEL_ELEMENTS = 65536
 """Outputs smaller than this are not worth waking the thread pool."""
-
-
-class View:
-    """A TE tensor indexed logically ([N, C, H, W]), whatever its memory layout; axes of extent 1 broadcast."""
-
-    def __init__(self, tensor: Any, spec: TensorSpec) -> None:
-        self.tensor, self.spec = tensor, spec
-
-    def __call__(self, *index: Any) -> Any:
-        """Element at the logical index; an axis of extent 1 is read at 0."""
-        index = tuple(0 if extent == 1 else i for i, extent in zip(index, self.spec.shape, strict=True))
-        if self.spec.block == 0:
-            return self.tensor(*index)
-        n, c, *rest = index
-        block = self.spec.block
-        return self.tensor(n, c // block, *rest, c % block)
-
-
-def placeholder(spec: TensorSpec, name: str) -> Any:
-    """TE placeholder of the spec's memory."""
-    from tvm import te
-
-    return te.placeholder(spec.memory_shape, spec.dtype, name=name)
-
-
-def compute(spec: TensorSpec, value: Callable[..., Any], name: str = "out") -> Any:
-    """TE tensor of `spec` with `value(*logical index)` at every element.
-
-    Lanes beyond C are computed like the others: `value` must be defined there (`c` runs to the end of the last block).
-    """
-    from tvm import te
-
-    if spec.block == 0:
-        return te.compute(spec.shape, value, name=name)
-
-    def blocked(n: Any, c: Any, *rest: Any) -> Any:
-        return value(n, c * spec.block + rest[-1], *rest[:-1])
-
-    return te.compute(spec.memory_shape, blocked, name=name)
-
-
-def within(spec: TensorSpec, c: Any, value: Callable[[], Any]) -> Any:
-    """`value()` where channel `c` exists, 0 in the lanes beyond: for kernels whose reads would leave their input
-    there.
-    """
-    from tvm import tirx
-
-    inner = value()
-    if spec.block == 0 or spec.shape[1] % spec.block == 0:
-        return inner
-    return tirx.if_then_else(c < spec.shape[1], inner, tirx.const(0, spec.dtype))
-
-
-def prim_func(tensors: Sequence[Any]) -> Any:
-    """TE graph -> TIR function with the arguments `tensors`."""
-    from tvm import te
-
-    # Pattern 8 is opaque: operator fusion leaves a finished kernel alone.
-    return te.create_prim_func(list(tensors)).with_attrs({"global_symbol": "main", "op_pattern": 8})
 
 
 def parallel_outer(sch: Any, loops: Sequence[Any], inner: int) -> Any:
@@ -105,11 +47,6 @@ def schedule_elementwise(func: Any, out: TensorSpec, vectorized: bool = True) ->
         if out.block:
             sch.vectorize(sch.get_loops(pad)[-1])
     return sch.mod["main"]
-
-
-def has_block(sch: Any, name: str) -> bool:
-    """Whether the function has a block of that name."""
-    return any(sch.get(block).name_hint == name for block in sch.get_child_blocks(sch.get_sblock("root")))
 
 
 def schedule_reduction(func: Any, out: TensorSpec) -> Any:

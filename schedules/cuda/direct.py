@@ -1,0 +1,253 @@
+"""Weighted integer layers without tensor cores, one thread per four output channels of a pixel: depthwise
+convolutions, transposed ones, and whatever grouped convolution no faster kernel takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lpsn_tvm.schedules.cuda.isa import BLOCK
+from lpsn_tvm.schedules.cuda.pooling import tap
+from lpsn_tvm.schedules.cuda.threads import LANES, element_kernel, reduction
+from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.rounding import bounded, output_range, parameters, scaled, to_integer
+from lpsn_tvm.schedules.views import View
+
+Inputs = tuple[TensorSpec, ...]
+Constants = Mapping[str, Array]
+Attrs = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Window:
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int]
+    size: tuple[int, int]
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    return int(values[0]), int(values[1])
+
+
+def _window(data: TensorSpec, weight: Array, attrs: Attrs) -> _Window:
+    kernel, strides = _pair(weight.shape[2:]), _pair(attrs["strides"])
+    dilation, padding = _pair(attrs.get("dilation", (1, 1))), [int(p) for p in attrs["padding"]]
+    size = [
+        (data.shape[2 + i] + padding[i] + padding[i + 2] - dilation[i] * (kernel[i] - 1) - 1) // strides[i] + 1
+        for i in (0, 1)
+    ]
+    return _Window(kernel, strides, dilation, _pair(padding), _pair(size))
+
+
+def _padded(array: Array, width: int, dtype: str) -> Array:
+    """The last axis filled with zeros up to `width`."""
+    extra = width - array.shape[-1]
+    return np.ascontiguousarray(np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, extra)]), dtype)
+
+
+def _blocked(data: TensorSpec) -> TensorSpec:
+    return data if data.block else data.with_block(BLOCK)
+
+
+def _constants(weight: Array, constants: Constants, attrs: Attrs, out: TensorSpec) -> list[Array]:
+    """Weight [..., O], bias, scale, all widened to whole blocks, and the numbers of the epilogue."""
+    width, channels = out.blocks * out.block, out.shape[1]
+    scale = np.broadcast_to(np.asarray(constants["scale"], np.float32).reshape(-1), (channels,))
+    numbers = parameters(
+        attrs.get("x_zero_point", 0),
+        *(output_range(attrs) if out.dtype != "float32" else (0, 0, 0)),
+        attrs.get("residual_multiplier", 0.0),
+        attrs.get("residual_zero_point", 0),
+    )
+    return [
+        _padded(weight, width, "int8"),
+        _padded(constants["bias"].reshape(-1), width, "int32"),
+        _padded(scale, width, "float32"),
+        numbers,
+    ]
+
+
+def _finished(total: Any, scale: Any, p: Any, dtype: str, residual: Any = None) -> Any:
+    """`quant._finish`: scale, residual, clamp, round."""
+    value = total.astype("float32") * scale
+    if dtype == "float32":
+        return value
+    if residual is not None:
+        value = bounded(value) + bounded(scaled(residual, p[4], p[5]))
+    return to_integer(value, p[1], p[2], p[3], dtype)
+
+
+def _out_dtype(attrs: Attrs) -> str:
+    return str(attrs.get("out_dtype", "uint8"))
+
+
+def depthwise(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kernel | None:
+    """Kernel of `quant.conv2d` with one input channel per output channel."""
+    data, weight = inputs[0], constants.get("weight")
+    if weight is None or weight.shape[1] != 1 or int(attrs.get("groups", 1)) != data.shape[1] != 1:
+        return None
+    if weight.shape[0] != data.shape[1] or data.dtype not in ("uint8", "int8"):
+        return None
+    data, window = _blocked(data), _window(inputs[0], weight, attrs)
+    out = TensorSpec((*data.shape[:2], *window.size), _out_dtype(attrs), data.block)
+    extra = _constants(weight[:, 0].transpose(1, 2, 0), constants, attrs, out)
+
+    def define(*arguments: Any) -> Any:
+        x, residual = arguments[0], arguments[1] if len(inputs) > 1 else None
+        w, bias, scale, p = arguments[-4:]
+        return _convolved(x, residual, (bias, scale, p), window, out, lambda c, _, r, s: (c, w[r, s, c]), 1)
+
+    read = (data, *(spec.with_block(out.block) for spec in inputs[1:]))
+    return element_kernel("depthwise", read, extra, out, define, window, is_reduction=True)
+
+
+def conv2d(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kernel | None:
+    """Kernel of `quant.conv2d` with a constant weight and any groups: correct everywhere, fast nowhere."""
+    data, weight = inputs[0], constants.get("weight")
+    if weight is None or data.dtype not in ("uint8", "int8"):
+        return None
+    window, groups = _window(data, weight, attrs), int(attrs.get("groups", 1))
+    out = TensorSpec((data.shape[0], weight.shape[0], *window.size), _out_dtype(attrs), BLOCK)
+    per_group, depth = weight.shape[0] // groups, weight.shape[1]
+    extra = _constants(weight.transpose(1, 2, 3, 0), constants, attrs, out)
+
+    def define(*arguments: Any) -> Any:
+        from tvm import tirx
+
+        x, residual = arguments[0], arguments[1] if len(inputs) > 1 else None
+        w, bias, scale, p = arguments[-4:]
+
+        def product(c: Any, k: Any, r: Any, s: Any) -> tuple[Any, Any]:
+            group = tirx.min(tirx.floordiv(c, per_group), groups - 1) if groups > 1 else 0
+            return group * depth + k, w[k, r, s, c]
+
+        return _convolved(x, residual, (bias, scale, p), window, out, product, depth)
+
+    read = (data, *(spec.with_block(BLOCK) for spec in inputs[1:]))
+    # One input pixel for all lanes: TVM's code generator cannot spread a byte over a vector.
+    details = (window, groups)
+    return element_kernel("conv2d_direct", read, extra, out, define, *details, is_reduction=True, is_gathered=True)
+
+
+def _convolved(
+    x: View,
+    residual: View | None,
+    last: tuple[Any, Any, Any],
+    window: _Window,
+    out: TensorSpec,
+    product: Any,
+    depth: int,
+) -> Any:
+    """Sum over `depth` input channels and the window, then the epilogue; `product(c, k, r, s)` is (input channel,
+    weight).
+    """
+    from tvm import te
+
+    bias, scale, p = last
+    inner = te.reduce_axis((0, depth), "k")
+    rows, columns = te.reduce_axis((0, window.kernel[0]), "ry"), te.reduce_axis((0, window.kernel[1]), "rx")
+
+    def term(n: Any, c: Any, y: Any, z: Any) -> Any:
+        channel, weight = product(c, inner, rows, columns)
+        fill = p[0].astype("int32")
+        pixel = tap(x, window, (n, channel, y, z), rows, columns, fill, lambda value: value.astype("int32"))
+        return te.sum(pixel * weight.astype("int32"), axis=[inner, rows, columns])
+
+    def finish(total: Any, *index: Any) -> Any:
+        other = None if residual is None else residual(*index)
+        return _finished(total + bias[index[1]], scale[index[1]], p, out.dtype, other)
+
+    return reduction(out, "int32", term, finish)
+
+
+def conv2d_transpose(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kernel | None:
+    """Kernel of `quant.conv2d_transpose` with a constant weight: each output pixel gathers what reaches it."""
+    data, weight = inputs[0], constants.get("weight")
+    if weight is None or data.dtype not in ("uint8", "int8"):
+        return None
+    groups, strides = int(attrs.get("groups", 1)), _pair(attrs["strides"])
+    dilation, padding = _pair(attrs.get("dilation", (1, 1))), [int(p) for p in attrs["padding"]]
+    beyond = _pair(attrs.get("output_padding", (0, 0)))
+    size = tuple(
+        (data.shape[2 + i] - 1) * strides[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1 + beyond[i]
+        - padding[i] - padding[i + 2]
+        for i in (0, 1)
+    )  # fmt: skip
+    per_group = weight.shape[1]
+    out = TensorSpec((data.shape[0], per_group * groups, *size), _out_dtype(attrs), BLOCK)
+    # [C, O/groups, kh, kw] -> [C/groups, kh, kw, O]
+    depth = weight.shape[0] // groups
+    split = weight.reshape(groups, depth, *weight.shape[1:]).transpose(1, 3, 4, 0, 2)
+    extra = _constants(split.reshape(*split.shape[:3], -1), constants, attrs, out)
+    window = _Window(_pair(weight.shape[2:]), strides, dilation, _pair(padding), _pair(size))
+
+    def define(x: View, w: Any, bias: Any, scale: Any, p: Any) -> Any:
+        def finish(total: Any, n: Any, c: Any, y: Any, z: Any) -> Any:
+            return _finished(total + bias[c], scale[c], p, out.dtype)
+
+        return reduction(out, "int32", _gathered(x, w, p, window, (groups, per_group, depth)), finish)
+
+    is_gathered = groups > 1 and per_group % LANES != 0
+    key = (window, groups)
+    return element_kernel(
+        "conv2d_transpose", (data,), extra, out, define, *key, is_reduction=True, is_gathered=is_gathered
+    )
+
+
+def _gathered(x: View, w: Any, p: Any, window: _Window, groups: tuple[int, int, int]) -> Callable[..., Any]:
+    from tvm import te, tirx
+
+    count, per_group, depth = groups
+    inner = te.reduce_axis((0, depth), "k")
+    rows, columns = te.reduce_axis((0, window.kernel[0]), "ry"), te.reduce_axis((0, window.kernel[1]), "rx")
+
+    def term(n: Any, c: Any, y: Any, z: Any) -> Any:
+        group = tirx.min(tirx.floordiv(c, per_group), count - 1) if count > 1 else 0
+        place = [
+            at + window.padding[i] - tap_ * window.dilation[i] for i, (at, tap_) in enumerate(((y, rows), (z, columns)))
+        ]
+        conditions = []
+        for i in (0, 1):
+            conditions += [place[i] >= 0, place[i] < x.spec.shape[2 + i] * window.strides[i]]
+            if window.strides[i] > 1:
+                conditions.append(tirx.floormod(place[i], window.strides[i]) == 0)
+        source = [tirx.floordiv(place[i], window.strides[i]) for i in (0, 1)]
+        pixel = x(n, group * depth + inner, *source).astype("int32") - p[0].astype("int32")
+        taken = tirx.if_then_else(tirx.all(*conditions), pixel, tirx.const(0, "int32"))
+        return te.sum(taken * w[inner, rows, columns, c].astype("int32"), axis=[inner, rows, columns])
+
+    return term
+
+
+def dense(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kernel | None:
+    """Kernel of `quant.dense` with a constant weight, one thread per output."""
+    data, weight = inputs[0], constants.get("weight")
+    if weight is None or data.dtype not in ("uint8", "int8") or len(data.shape) != 2:
+        return None
+    out = TensorSpec((data.shape[0], weight.shape[1]), _out_dtype(attrs), BLOCK)
+    extra = _constants(weight, constants, attrs, out)
+
+    def define(*arguments: Any) -> Any:
+        from tvm import te
+
+        x, residual = arguments[0], arguments[1] if len(inputs) > 1 else None
+        w, bias, scale, p = arguments[-4:]
+        inner = te.reduce_axis((0, weight.shape[0]), "k")
+
+        def term(n: Any, m: Any) -> Any:
+            return te.sum(x(n, inner).astype("int32") * w[inner, m].astype("int32"), axis=inner)
+
+        def finish(total: Any, *index: Any) -> Any:
+            other = None if residual is None else residual(*index)
+            return _finished(total + bias[index[1]], scale[index[1]], p, out.dtype, other)
+
+        return reduction(out, "int32", term, finish)
+
+    read = (data, *(spec.with_block(BLOCK) for spec in inputs[1:]))
+    return element_kernel("dense_direct", read, extra, out, define, is_reduction=True, is_gathered=True)
