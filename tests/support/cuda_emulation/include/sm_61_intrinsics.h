@@ -1,0 +1,1 @@
+// Empty: emulation.hpp, included first, has everything that integer kernels use.
