@@ -20,6 +20,8 @@ from lpsn_tvm.targets.vta.taps import Window
 MOST_RECTANGLES = 25
 """Averages whose windows differ in size run rectangle by rectangle; beyond this many the host is the better place."""
 
+INT32_MAX = 2**31 - 1
+
 
 def pool_step(node: Node) -> Pool:
     """The maximum over windows of a max_pool2d.
@@ -147,6 +149,8 @@ def _average(context: Context, node: Node, source: Value, target: Value, windows
     steps += add_steps(context, node.name, result.form, rounding_of(amount))
     steps += shift_steps(context, node.name, result.form, amount)
     weight, half = int(kernel.size) * multiplier, int(rounding_of(amount)[0])
+    if max(-source.low, source.high) * weight + half > INT32_MAX:
+        raise Unmapped(f"its sums of {kernel.size} numbers may leave int32")
     reach = (min(0, source.low) * weight + half) >> shift, (max(0, source.high) * weight + half) >> shift
     steps += clamp_steps(target.low, target.high, reach)
     context.emit(operator(node.name, context, result, [*steps, Store(target.plane)]))
