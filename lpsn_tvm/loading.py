@@ -12,6 +12,7 @@ from lpsn_tvm.errors import ArtifactError
 
 KINDS = {
     "library": ("lpsn_tvm.library_artifact", "LibraryArtifact"),
+    "cuda": ("lpsn_tvm.targets.cuda_artifact", "CudaArtifact"),
     "vta": ("lpsn_tvm.targets.vta.artifact", "VtaArtifact"),
 }
 """Kind in the manifest -> module and class, imported only when such a file is read."""

@@ -1,0 +1,85 @@
+"""Compilation of a lowered module for GPUs: what is left of Relax legalized and scheduled, memory planned, machine code
+made by nvcc. Needs neither a GPU nor a driver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+
+from lpsn_tvm import graph
+from lpsn_tvm.compat import check_versions
+from lpsn_tvm.errors import CompileError
+from lpsn_tvm.targets.backend import Backend
+from lpsn_tvm.targets.cuda_compile import CudaSource, compile_cubin, compile_fatbinary, cuda_source
+from lpsn_tvm.targets.cuda_planning import Plan, plan
+from lpsn_tvm.targets.cuda_program import CudaProgram
+from lpsn_tvm.targets.cuda_schedule import schedule_rest
+
+
+def compile_cuda(backend: Backend, mod: tvm.IRModule) -> tuple[CudaProgram, ...]:
+    """Machine code and launches for every architecture of the backend; the newest also as PTX.
+
+    Raises
+    ------
+    CompileError
+        An operator has no kernel, or nvcc refuses what was generated.
+    """
+    isas = architectures(backend)
+    return tuple(
+        compile_one(replace(backend, geometry=isa), mod, has_ptx=isa is max(isas, key=lambda i: i.number))
+        for isa in isas
+    )
+
+
+def architectures(backend: Backend) -> tuple[Any, ...]:
+    """The `CudaIsa` of every architecture that the backend's target names."""
+    from lpsn_tvm.targets.cuda import isas_of
+
+    return isas_of(backend.tvm_target)
+
+
+def compile_one(backend: Backend, mod: tvm.IRModule, *, has_ptx: bool) -> CudaProgram:
+    """The program of one architecture."""
+    arch = backend.geometry.arch
+    source, planned = generate(backend, mod)
+    binary = compile_fatbinary(source.source, [arch]) if has_ptx else compile_cubin(source.source, arch)[0]
+    return CudaProgram(
+        arch=arch,
+        launches=planned.launches,
+        inputs=planned.inputs,
+        outputs=planned.outputs,
+        arena_bytes=planned.arena_bytes,
+        constants=planned.constants,
+        binary=binary,
+        has_ptx=has_ptx,
+    )
+
+
+def generate(backend: Backend, mod: tvm.IRModule) -> tuple[CudaSource, Plan]:
+    """CUDA source of all kernels, and the launches over planned memory."""
+    check_versions()
+    if any(graph.op_name(value).startswith("lpsn.") for _, value in graph.bindings(mod)):
+        mod = backend.lower(mod)
+    mod = only_kernels(mod)
+    functions = {v.name_hint: f for v, f in mod.functions.items() if isinstance(f, tirx.PrimFunc)}
+    source = cuda_source(functions, backend.geometry.arch)
+    return source, plan(mod, source.functions)
+
+
+def only_kernels(mod: tvm.IRModule) -> tvm.IRModule:
+    """Ordinary Relax operators become kernels too; reshapes stay, they cost nothing."""
+    t = relax.transform
+    passes = tvm.transform.Sequential(
+        [t.LegalizeOps(skip_ops=["relax.reshape"]), t.AnnotateTIROpPattern(), t.FuseOps(), t.FuseTIR()]
+    )
+    try:
+        with tvm.transform.PassContext(opt_level=3):
+            return schedule_rest(passes(mod))
+    except (ValueError, TypeError, RuntimeError, tvm.error.InternalError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        message = lines[-1] if lines else type(error).__name__
+        raise CompileError(f"TVM could not lower the module: {message}", where="cuda") from error

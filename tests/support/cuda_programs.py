@@ -1,0 +1,70 @@
+"""Run what the cuda backend generates without a GPU: every launch of a plan through the emulation, over one arena."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from cuda_emulation import compile_kernel
+
+from lpsn_tvm.targets.cuda_build import generate
+from lpsn_tvm.targets.cuda_compile import cuda_source
+from lpsn_tvm.targets.cuda_program import KernelLaunch, Place
+
+
+class Memory:
+    """Device memory of one run: views by place, the same object for the same place."""
+
+    def __init__(self, arena_bytes: int, constants: bytes, inputs: Sequence[np.ndarray]) -> None:
+        self.arena = np.full(arena_bytes, 0xCD, np.uint8)
+        self.constants = np.frombuffer(constants, np.uint8)
+        self.inputs = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in inputs]
+        self.views: dict[Place, np.ndarray] = {}
+
+    def __getitem__(self, place: Place) -> np.ndarray:
+        if place not in self.views:
+            if place.region == "input":
+                self.views[place] = self.inputs[place.offset][: place.size]
+            else:
+                whole = self.arena if place.region == "arena" else self.constants
+                self.views[place] = whole[place.offset : place.offset + place.size]
+        return self.views[place]
+
+
+def run_launches(source: str, launches: Sequence[KernelLaunch], memory: Memory, **options: Any) -> None:
+    for launch in launches:
+        kernel = compile_kernel(source, launch.kernel)
+        kernel(
+            launch.grid,
+            launch.block,
+            launch.shared_bytes,
+            *(memory[place] for place in launch.arguments),
+            **options,
+        )
+
+
+def run_module(backend: Any, mod: Any, feeds: Mapping[str, np.ndarray], **options: Any) -> list[np.ndarray]:
+    """The outputs of `main`, in order."""
+    source, plan = generate(backend, mod)
+    arrays = [np.array(feeds[param.name]) for param in mod["main"].params]
+    memory = Memory(plan.arena_bytes, plan.constants, arrays)
+    run_launches(source.source, plan.launches, memory, **options)
+    return [memory[port.place].view(port.dtype).reshape(port.shape) for port in plan.outputs]
+
+
+def run_kernel(kernel: Any, arrays: Sequence[np.ndarray], arch: str = "sm_86", **options: Any) -> np.ndarray:
+    """One kernel on arrays of logical shape; lanes beyond the channels of the inputs are poisoned."""
+    from run_kernel import poisoned
+
+    made = cuda_source({"kernel": kernel.build()}, arch)
+    function = made.functions["kernel"]
+    inputs = [np.ascontiguousarray(poisoned(s, a)) for s, a in zip(kernel.inputs, arrays, strict=True)]
+    out = np.full(kernel.out.memory_shape, 77, kernel.out.dtype)
+    buffers = dict(zip(function.parameters, [*inputs, *kernel.constants, out], strict=True))
+    buffers |= {name: np.full(size, 0xCD, np.uint8) for name, size in function.workspaces.items()}
+    for launch in function.launches:
+        emulated = compile_kernel(made.source, launch.kernel)
+        arguments = [np.ascontiguousarray(buffers[name]) for name in launch.arguments]
+        emulated(launch.grid, launch.block, launch.shared_bytes, *arguments, **options)
+    return kernel.out.unpack(out)
