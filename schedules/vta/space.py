@@ -45,9 +45,12 @@ def sizes(length: int, most: int = 8) -> list[int]:
 
 
 def chunk_extent(op: TileOp) -> int:
-    """Most input blocks of a chunk; where outputs read different inputs, a chunk counts outputs."""
+    """Most input blocks of a chunk; where the outputs of the largest step read different inputs, a chunk counts
+    outputs.
+    """
     steps = [step for step in op.steps if isinstance(step, Gemm)]
-    if all(len(set(step.first_input)) > 1 for step in steps):
+    largest = max(steps, key=lambda step: step.fan_in * sum(tap.dst_y.count * tap.dst_x.count for tap in step.taps))
+    if len(set(largest.first_input)) > 1:
         return max(op.blocks, *(step.fan_in for step in steps))
     return max(step.fan_in for step in steps)
 

@@ -2,7 +2,7 @@
 
 Consecutive operators of the accelerator become one program: its tokens flow across layers, so the next layer's loads
 overlap the last one's computation. Every input and output of a program has a region of its own; what lives only inside
-is in the arena; weights and vectors are one read-only region each.
+is in the arena; weights, vectors and constant data are one read-only region each.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from lpsn_tvm.progress import ProgressCallback, silent
 from lpsn_tvm.schedules.vta.ops import Gemm, Plane, Step, Store, TileOp, Vector
 from lpsn_tvm.targets.vta.builder import ProgramBuilder
 from lpsn_tvm.targets.vta.config import VtaConfig
-from lpsn_tvm.targets.vta.layout import GatherLayout, pack_weights
+from lpsn_tvm.targets.vta.layout import GatherLayout, pack_integers, pack_weights
 from lpsn_tvm.targets.vta.memory import Arena, Lifetime, plan_arena
 from lpsn_tvm.targets.vta.network import DeviceStep, DeviceTensor, HostStep, LoweredNetwork, VtaNetwork
 from lpsn_tvm.targets.vta.phases import consumers, reads_of, split_into_phases, writes_of
 from lpsn_tvm.targets.vta.program import Access
 
-ARENA, WEIGHTS, VECTORS = "arena", "weight", "vector"
+ARENA, WEIGHTS, VECTORS, CONSTANTS = "arena", "weight", "vector", "constant"
 Emit = Callable[[ProgramBuilder, TileOp, Any], None]
 Chooser = Callable[[TileOp, VtaConfig], Any]
 
@@ -93,7 +93,7 @@ def assemble(
         steps.extend(step for step in phase if isinstance(step, HostStep))
         if not ops:
             continue
-        inputs, outputs = _borders(network, ops, earlier, *consumers(phases, index + 1))
+        inputs, outputs = _borders(network, ops, earlier, *consumers(phases, index + 1, network))
         schedules = [choose(op, network.config) for op in ops]
         steps.append(_program(network, ops, schedules, inputs, outputs, counted))
         earlier |= {name for op in ops for name in writes_of(op)}
@@ -118,7 +118,7 @@ def _borders(
     network: LoweredNetwork, ops: Sequence[TileOp], earlier: set[str], tensors: set[str], values: set[str]
 ) -> tuple[list[str], list[str]]:
     """Names of the tensors that a program takes and gives; `tensors` and `values` are what comes after needs."""
-    reads = dict.fromkeys(name for op in ops for name in reads_of(op))
+    reads = dict.fromkeys(name for op in ops for name in reads_of(op, network))
     writes = dict.fromkeys(name for op in ops for name in writes_of(op))
     # A tensor that several programs fill, each a part of it, goes in and out.
     inputs = [name for name in (*reads, *writes) if name not in writes or name in earlier]
@@ -145,6 +145,7 @@ def _program(
     places = {name: (region, 0) for name, region in regions.items()}
     places |= {name: (ARENA, offset // tile) for name, offset in arena.offsets.items()}
     _declare_borders(network, ops, regions, inputs, builder)
+    places |= {name: (CONSTANTS, tile) for name, tile in _constants(network, ops, builder).items()}
     if arena.size:
         builder.region(ARENA, arena.size, access="rw")
     placement = _Placement(places, _weights(network, ops, builder), _vectors(network, ops, builder))
@@ -188,7 +189,7 @@ def _declare_borders(
     builder: ProgramBuilder,
 ) -> None:
     """Declares the regions of inputs and outputs, each with the access that the operators need."""
-    read = {name for op in ops for name in reads_of(op)} | set(inputs)
+    read = {name for op in ops for name in reads_of(op, network)} | set(inputs)
     written = {name for op in ops for name in writes_of(op)}
     for name, region in regions.items():
         access: Access = "r" if name not in written else "rw" if name in read else "w"
@@ -200,7 +201,7 @@ def _plan(network: LoweredNetwork, ops: Sequence[TileOp], regions: Mapping[str, 
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     for index, op in enumerate(ops):
-        for name in (*reads_of(op), *writes_of(op)):
+        for name in (*reads_of(op, network), *writes_of(op)):
             if name not in regions:
                 first.setdefault(name, index)
                 last[name] = index
@@ -223,6 +224,16 @@ def _vectors(network: LoweredNetwork, ops: Sequence[TileOp], builder: ProgramBui
     if arrays:
         data = b"".join(np.ascontiguousarray(array, "<i4").tobytes() for array in arrays.values())
         builder.region(VECTORS, len(data), data=data)
+    return _starts({name: len(array) for name, array in arrays.items()})
+
+
+def _constants(network: LoweredNetwork, ops: Sequence[TileOp], builder: ProgramBuilder) -> dict[str, int]:
+    """Declares the region of constant sources; first tile of each."""
+    sources = dict.fromkeys(step.source.region for op in ops for step in op.steps if isinstance(step, Gemm))
+    arrays = {name: network.data[name] for name in sources if name in network.data}
+    if arrays:
+        data = b"".join(pack_integers(array, network.config.inp_bits) for array in arrays.values())
+        builder.region(CONSTANTS, len(data), data=data)
     return _starts({name: len(array) for name, array in arrays.items()})
 
 

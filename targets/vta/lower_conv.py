@@ -4,6 +4,7 @@ fused behind them.
     taps x weights -> [maximum over windows] -> + bias + rounding -> >> s -> clamp -> store
     taps x weights -> + bias + rounding -> >> p -> + residual -> [maximum over windows] -> >> s -> clamp -> store
 
+Padding with another number than 0 is a sum of constants behind the taps (`offset_padding`).
 Maxima commute with the bias of a channel, the shift and the clamp, which are monotone, so a pooling that is the only
 reader of a layer runs first and leaves fewer accumulators to the rest. A layer with float32 output leaves in planes of
 the output's width, bias added, and the host scales it.
@@ -28,6 +29,7 @@ from lpsn_tvm.targets.vta.lower_context import Context, Unmapped
 from lpsn_tvm.targets.vta.lower_pool import pool_step
 from lpsn_tvm.targets.vta.narrow import Narrow, narrow_result
 from lpsn_tvm.targets.vta.network import HostStep, SymbolicTensor
+from lpsn_tvm.targets.vta.offset_padding import padding_steps
 from lpsn_tvm.targets.vta.taps import Window
 
 
@@ -42,6 +44,7 @@ class WeightedLayer:
     bias: Array
     scale: Array
     residual: str | None
+    padding_value: int = 0
 
     @property
     def macs(self) -> int:
@@ -91,9 +94,8 @@ def read_layer(context: Context, node: Node) -> WeightedLayer:
     if attrs.get("rounding") != "half_up":
         raise Unmapped("it is requantized by a multiplication, not by a shift")
     weight, bias, scale = node.constant(1), node.constant(2), np.asarray(node.constant(3), np.float32)
-    if attrs.get("x_zero_point", 0) and any(attrs.get("padding", ())):
-        raise Unmapped("its padding is not zero")
     residual = node.variable(4) if len(node.operands) > 4 else None
+    padding_value = int(attrs.get("x_zero_point", 0))
     scale = np.broadcast_to(scale.reshape(-1), bias.reshape(-1).shape)
     if node.op == "lpsn.dense":
         if len(node.shape) != 2:
@@ -103,11 +105,14 @@ def read_layer(context: Context, node: Node) -> WeightedLayer:
     else:
         groups = int(attrs["groups"])
         is_transposed = node.op == "lpsn.conv2d_transpose"
+        if is_transposed and padding_value:
+            raise Unmapped("its input has an offset")
         weight = _transposed_weight(weight, groups) if is_transposed else weight
         axes = zip(weight.shape[2:], attrs["strides"], attrs["padding"][:2], attrs["dilation"], strict=True)
         y, x = (Window(int(k), int(s), int(p), int(d), is_transposed) for k, s, p, d in axes)
         windows = (y, x)
-    return WeightedLayer(node, weight, groups, windows, bias.reshape(-1).astype(np.int64), scale, residual)
+    bias = bias.reshape(-1).astype(np.int64)
+    return WeightedLayer(node, weight, groups, windows, bias, scale, residual, padding_value)
 
 
 def _transposed_weight(weight: Array, groups: int) -> Array:
@@ -158,7 +163,10 @@ def _sums(
             step = gemm(context, f"{name}.weights", source, part, windows, layer.weight, layer.groups)
             steps.append(step if narrow is None else narrow.placed(step, column))
         steps += [Scalar("double")] * doubles
-    low, high = sum_range(layer.weight, *context.ranges[variable])
+    extents, value = context.image(variable)[2:], layer.padding_value
+    steps += padding_steps(context, name, layer.weight, windows, extents, result, value)
+    low, high = context.ranges[variable]
+    low, high = sum_range(layer.weight, min(low, value), max(high, value))
     return steps, (low + layer.bias, high + layer.bias)
 
 

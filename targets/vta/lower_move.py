@@ -13,6 +13,7 @@ from lpsn_tvm.targets.vta.gemm import IDENTITY, Rectangle, Windows, channel_gemm
 from lpsn_tvm.targets.vta.integer_graph import Node
 from lpsn_tvm.targets.vta.layout import image_shape
 from lpsn_tvm.targets.vta.lower_context import Context, Unmapped
+from lpsn_tvm.targets.vta.offset_padding import padding_steps
 from lpsn_tvm.targets.vta.taps import Window
 
 MOST_RUNS = 64
@@ -42,7 +43,9 @@ def _factor(positions: Sequence[int], extent: int) -> int | None:
 
 
 def lower_pad(context: Context, node: Node) -> None:
-    """Zeros around: accumulators that nothing is added to. Reflected or repeated borders: runs of copies."""
+    """Zeros around: accumulators that nothing is added to; other numbers: a constant is. Reflected or repeated borders:
+    runs of copies.
+    """
     source = context.value(node.variable(0))
     top, left, bottom, right = (int(pad) for pad in node.attrs["pad_width"])
     mode = str(node.attrs["mode"])
@@ -51,9 +54,8 @@ def lower_pad(context: Context, node: Node) -> None:
         columns = np.pad(np.arange(source.image[3]), (left, right), mode=mode)  # type: ignore[call-overload]
         _gather(context, node, source, rows.tolist(), columns.tolist())
         return
-    if int(node.attrs["value"]) != 0:
-        raise Unmapped(f"it pads with {int(node.attrs['value'])}")
-    _move(context, node, source, (Window(padding=top), Window(padding=left)), np.ones((1, 1), np.int64))
+    windows = (Window(padding=top), Window(padding=left))
+    _move(context, node, source, windows, np.ones((1, 1), np.int64), int(node.attrs["value"]))
 
 
 def _gather(context: Context, node: Node, source: Value, rows: Sequence[int], columns: Sequence[int]) -> None:
@@ -83,12 +85,15 @@ def _position_runs(positions: Sequence[int]) -> list[tuple[Span, Span]]:
     return runs
 
 
-def _move(context: Context, node: Node, source: Value, windows: Windows, kernel: Array) -> None:
+def _move(context: Context, node: Node, source: Value, windows: Windows, kernel: Array, padding: int = 0) -> None:
     """Copy through the accumulators."""
-    low, high = min(0, source.low), max(0, source.high)
+    low, high = min(0, padding, source.low), max(0, padding, source.high)
     result = Rectangle.plain(image_shape(node.shape), context.block)
     ones = np.ones(source.image[1], np.int64)
     steps = channel_gemms(context, node.name, source, result, windows, ones, kernel)
+    if padding:
+        weight = np.broadcast_to(kernel, (len(ones), 1, *kernel.shape))
+        steps += padding_steps(context, node.name, weight, windows, source.image[2:], result, padding)
     target = context.new_tensor(node, low, high)
     context.emit(operator(node.name, context, result, [*steps, Store(target.plane)]))
 

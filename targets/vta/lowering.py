@@ -9,6 +9,7 @@ a `network.LoweredNetwork`; memory, grouping into programs and addresses are the
 * `tensors`: a device tensor per variable that exists there, under the variable's name, with `value` that name; packed
   copies of what the host holds are called `<variable>.<consumer>`; what the host never reads has the value "".
 * `weights`, `vectors`: per operator; equal arrays exist once. Strides of 0 share tiles between blocks.
+* `data`: constant sources of `Gemm`s (what padding with another number than 0 adds).
 * `vta.scale` (`host_steps.OPERATORS`): int32 accumulators that left in planes of the output's width -> float32.
 
 Rules per operator live in `lower_*.py`; each either appends steps or raises `Unmapped` with the reason for the host.
@@ -110,6 +111,7 @@ def lower_graph(graph: IntegerGraph, config: VtaConfig) -> LoweredNetwork:
         context.pool.weights,
         context.pool.vectors,
         context.resolved_steps(),
+        data=context.pool.data,
     )
 
 

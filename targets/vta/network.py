@@ -91,6 +91,8 @@ class LoweredNetwork:
         In an order in which every operand exists before it is read.
     notes : tuple of str
         For the report.
+    data : mapping of name to int8[tiles, BATCH, BLOCK_IN]
+        Constant sources: a `Plane.region` that is no tensor's.
     """
 
     config: VtaConfig
@@ -101,6 +103,7 @@ class LoweredNetwork:
     vectors: Mapping[str, Array]
     steps: tuple[TileOp | HostStep, ...]
     notes: tuple[str, ...] = ()
+    data: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,8 @@ class DeviceStep:
     Parameters
     ----------
     program : Program
-        Relocatable. Regions: "uop", "weight", "vector" (biases and shifts), "arena" (activations inside), one
+        Relocatable. Regions: "uop", "weight", "vector" (biases and shifts), "constant" (data tiles that never change),
+        "arena" (activations inside), one
         "input..." per input and one "output..." per output; absent where empty.
     ops : tuple of TileOp
         Resolved: planes, weights and vectors name the program's regions.

@@ -10,9 +10,10 @@ from lpsn_tvm.schedules.vta.ops import Gemm, Store, TileOp
 from lpsn_tvm.targets.vta.network import HostStep, LoweredNetwork, SymbolicTensor
 
 
-def reads_of(op: TileOp) -> tuple[str, ...]:
-    """Tensors (`Plane.region`) that an operator reads, each once."""
-    return tuple(dict.fromkeys(step.source.region for step in op.steps if isinstance(step, Gemm)))
+def reads_of(op: TileOp, network: LoweredNetwork) -> tuple[str, ...]:
+    """Tensors (`Plane.region`) that an operator reads, each once; constants are none."""
+    sources = dict.fromkeys(step.source.region for step in op.steps if isinstance(step, Gemm))
+    return tuple(name for name in sources if name not in network.data)
 
 
 def writes_of(op: TileOp) -> tuple[str, ...]:
@@ -41,6 +42,7 @@ class _Phases:
     """Phases of the steps so far, and of what they made."""
 
     def __init__(self, network: LoweredNetwork) -> None:
+        self.network = network
         self.tensors: Mapping[str, SymbolicTensor] = network.tensors
         self.values = {info.name: 0 for info in network.inputs}
         self.device_values: dict[str, int] = {}
@@ -54,12 +56,12 @@ class _Phases:
 
     def device(self, op: TileOp) -> int:
         phase = 1
-        for name in (*reads_of(op), *writes_of(op)):
+        for name in (*reads_of(op, self.network), *writes_of(op)):
             if name not in self.tensors:
                 raise CompileError(f"uses the unknown tensor {name!r}", where=op.name)
             if name in self.written:
                 phase = max(phase, self.written[name])
-        for name in reads_of(op):
+        for name in reads_of(op, self.network):
             if name not in self.written:
                 phase = max(phase, self._on_host(self.tensors[name].value, op.name) + 1)
         for name in writes_of(op):
@@ -77,7 +79,9 @@ class _Phases:
         raise CompileError(f"reads {value!r}, which no step before it makes", where=reader)
 
 
-def consumers(phases: Sequence[Sequence[TileOp] | Sequence[HostStep]], start: int) -> tuple[set[str], set[str]]:
+def consumers(
+    phases: Sequence[Sequence[TileOp] | Sequence[HostStep]], start: int, network: LoweredNetwork
+) -> tuple[set[str], set[str]]:
     """What the phases from `start` on take from before: device tensors by name, and values that the host reads."""
     tensors: set[str] = set()
     values: set[str] = set()
@@ -86,5 +90,5 @@ def consumers(phases: Sequence[Sequence[TileOp] | Sequence[HostStep]], start: in
             if isinstance(step, HostStep):
                 values |= {name for name in step.inputs if name not in step.constants}
             else:
-                tensors |= {*reads_of(step), *writes_of(step)}
+                tensors |= {*reads_of(step, network), *writes_of(step)}
     return tensors, values

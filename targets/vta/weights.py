@@ -32,11 +32,12 @@ class PlacedWeights:
 
 @dataclass
 class ConstantPool:
-    """Regions of weight and vector tiles by name; an array that exists already is not added again."""
+    """Regions of weight, vector and constant data tiles by name; an array that exists already is not added again."""
 
     config: VtaConfig
     weights: dict[str, Array] = field(default_factory=dict)
     vectors: dict[str, Array] = field(default_factory=dict)
+    data: dict[str, Array] = field(default_factory=dict)
     _known: dict[bytes, str] = field(default_factory=dict)
 
     def add_weights(self, name: str, tiles: Array) -> PlacedWeights:
@@ -57,7 +58,7 @@ class ConstantPool:
                 tiles = tiles.take([0], axis=axis)
         outputs, inputs, taps = tiles.shape[:3]
         data = np.ascontiguousarray(tiles.reshape(-1, *tiles.shape[3:]).astype(np.int8))
-        region = self._place(self.weights, name, data)
+        region = self._place("weight", self.weights, name, data)
         return PlacedWeights(
             region,
             0 if outputs == 1 else inputs * taps,
@@ -68,13 +69,17 @@ class ConstantPool:
     def add_vector(self, kind: Literal["add", "shr"], name: str, lanes: Array) -> Vector:
         """Per-lane operand, int32[lanes]."""
         tiles = vector_tiles(lanes.astype(np.int32), self.config.batch, self.config.block_out)
-        return Vector(kind, self._place(self.vectors, name, tiles), 0)
+        return Vector(kind, self._place("vector", self.vectors, name, tiles), 0)
 
-    def _place(self, regions: dict[str, Array], name: str, data: Array) -> str:
-        key = hashlib.sha256(repr((data.shape, str(data.dtype))).encode() + data.tobytes()).digest()
+    def add_data(self, name: str, tiles: Array) -> str:
+        """Region of constant data tiles int8[tiles, BATCH, BLOCK_IN], to be read as a source."""
+        return self._place("data", self.data, name, np.ascontiguousarray(tiles.astype(np.int8)))
+
+    def _place(self, role: str, regions: dict[str, Array], name: str, data: Array) -> str:
+        key = hashlib.sha256(repr((role, data.shape, str(data.dtype))).encode() + data.tobytes()).digest()
         if key not in self._known:
             unique, count = name, 1
-            while unique in regions:
+            while any(unique in taken for taken in (self.weights, self.vectors, self.data)):
                 unique, count = f"{name}.{count}", count + 1
             regions[unique] = data
             self._known[key] = unique

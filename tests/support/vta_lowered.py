@@ -26,7 +26,7 @@ def run_lowered(network: LoweredNetwork, feeds: Mapping[str, Array]) -> dict[str
         One for every input of the graph.
     """
     values = {name: np.asarray(array) for name, array in feeds.items()}
-    memory: dict[str, Array] = {**network.weights, **network.vectors}
+    memory: dict[str, Array] = {**network.weights, **network.vectors, **network.data}
     written: set[str] = set()
     for step in network.steps:
         if isinstance(step, HostStep):
