@@ -15,10 +15,10 @@ import numpy as np
 from lpsn_tvm.schedules.vta.nest import MIN_DISTANCE, SEQUENCE_LIMIT, Body, GemmShape, expand, flat_bodies, gemm_bodies
 from lpsn_tvm.schedules.vta.nest_columns import column_bodies
 from lpsn_tvm.schedules.vta.ops import Gemm, Pool, Scalar, Step, Store, TileOp, Vector
-from lpsn_tvm.schedules.vta.placement import fits, is_dense, is_shared, placement
+from lpsn_tvm.schedules.vta.placement import fits, gemm_levels, is_constant, is_dense, is_shared, placement
 from lpsn_tvm.schedules.vta.pooling import pool, pool_early
 from lpsn_tvm.schedules.vta.recorder import Recorder
-from lpsn_tvm.schedules.vta.reduction import Chunk, Piece, WeightContent, chunks, split
+from lpsn_tvm.schedules.vta.reduction import Chunk, InputContent, Piece, WeightContent, chunks, split
 from lpsn_tvm.schedules.vta.schedule import Schedule
 from lpsn_tvm.schedules.vta.slots import SlotPool, Transfer, transfers
 from lpsn_tvm.schedules.vta.space import candidates, default_schedule
@@ -61,15 +61,23 @@ class _Emitter:
         self.builder, self.op = builder, op
         self.place = place = placement(op, schedule, builder.config)
         self.plan = [(tile, slot, _plan(op, tile, schedule)) for tile, slot in tiles(op, schedule)]
-        work = [chunk for _, _, plan in self.plan for step in plan for chunk in step]
-        own = [chunk.weights for chunk in work if not _shared(chunk.weights)]
-        shared = [chunk.weights for chunk in work if _shared(chunk.weights)]
-        inp = _behind(builder, "inp", place.inp_slot * place.inp_slots, builder.config.inp_depth)
-        self.inp = SlotPool(inp, place.inp_slot, place.inp_slots, [chunk.inputs for chunk in work])
+        inp = _behind(builder, "inp", place.inp_tiles, builder.config.inp_depth)
         end = builder.config.wgt_depth - place.shared_slots * place.shared_slot
-        wgt = _behind(builder, "wgt", place.wgt_slot * place.wgt_slots, end)
-        self.wgt = SlotPool(wgt, place.wgt_slot, place.wgt_slots, own)
-        self.shared = SlotPool(end, place.shared_slot, place.shared_slots, shared)
+        wgt = _behind(builder, "wgt", place.wgt_tiles, end)
+        slots = {
+            "inp": (inp, place.inp_slot, place.inp_slots),
+            "constant inp": (inp + place.inp_slot * place.inp_slots, place.constant_inp_slot, place.constant_inp_slots),
+            "wgt": (wgt, place.wgt_slot, place.wgt_slots),
+            "constant wgt": (wgt + place.wgt_slot * place.wgt_slots, place.constant_wgt_slot, place.constant_wgt_slots),
+            "shared wgt": (end, place.shared_slot, place.shared_slots),
+        }
+        contents: dict[str, list[InputContent | WeightContent]] = {name: [] for name in slots}
+        for _, _, plan in self.plan:
+            for (step, _), work in zip(gemm_levels(op), plan, strict=True):
+                names = _pools(step)
+                contents[names[0]] += [chunk.inputs for chunk in work]
+                contents[names[1]] += [chunk.weights for chunk in work]
+        self.pools = {name: SlotPool(*slots[name], contents[name]) for name in slots}
         vectors = [
             (step.region, step.base + tile.o.start, tile.o.count)
             for tile, _, _ in self.plan
@@ -95,8 +103,11 @@ def _behind(builder: ProgramBuilder, memory: str, size: int, depth: int) -> int:
     return base
 
 
-def _shared(weights: WeightContent) -> bool:
-    return weights.output_stride == 0 and weights.input_stride == 0
+def _pools(step: Gemm) -> tuple[str, str]:
+    """Which slots hold the inputs and the weights of a step."""
+    if is_constant(step):
+        return "constant inp", "constant wgt"
+    return "inp", "shared wgt" if is_shared(step) else "wgt"
 
 
 def _plan(op: TileOp, tile: Tile, schedule: Schedule) -> list[list[Chunk]]:
@@ -158,11 +169,11 @@ class _TileEmitter:
 
     # --- reduction ---
     def _gemm(self, step: Gemm) -> None:
-        weights = self.parent.shared if is_shared(step) else self.parent.wgt
+        inputs, weights = (self.parent.pools[name] for name in _pools(step))
         if self.parent.is_starting and is_dense(self.parent.op) and not is_shared(step):
             self._load_weights_early(self.plan[self.gemms])
         for chunk in self.plan[self.gemms]:
-            inp, new_inputs = self.parent.inp.place(chunk.inputs)
+            inp, new_inputs = inputs.place(chunk.inputs)
             early = self.parent.early
             wgt, new_weights = (early.popleft(), False) if early else weights.place(chunk.weights)
             # Nothing computes yet: begin with the first input block instead of waiting for all.
@@ -180,7 +191,7 @@ class _TileEmitter:
     def _load_weights_early(self, plan: list[Chunk]) -> None:
         """All weights that fit, ahead of the inputs, which the previous operator may not have stored yet."""
         for chunk in plan[: self.place.wgt_slots]:
-            base, missing = self.parent.wgt.place(chunk.weights)
+            base, missing = self.parent.pools["wgt"].place(chunk.weights)
             if missing:
                 self._load("wgt", base, chunk.weights.region, tuple(chunk.weights.transfers()))
             self.parent.early.append(base)

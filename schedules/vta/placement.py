@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Vectors of all blocks stay in the accumulator buffer if they take no more than this part of it.
 VECTOR_SHARE = 8
+# The same for weights of constant steps.
+CONSTANT_SHARE = 16
 FEW_POSITIONS = 8
 
 
@@ -35,6 +37,8 @@ class Placement:
     shared_slot, shared_slots : int
         Weights that all blocks share (identities); they stay.
     vector_slot, vector_slots : int
+    constant_inp_slot, constant_inp_slots, constant_wgt_slot, constant_wgt_slots : int
+        Of steps whose source is the same everywhere (a bias): small contents, which stay where they can.
     """
 
     acc_slot: int
@@ -47,6 +51,20 @@ class Placement:
     shared_slots: int
     vector_slot: int
     vector_slots: int
+    constant_inp_slot: int
+    constant_inp_slots: int
+    constant_wgt_slot: int
+    constant_wgt_slots: int
+
+    @property
+    def inp_tiles(self) -> int:
+        """Tiles of INP in use."""
+        return self.inp_slot * self.inp_slots + self.constant_inp_slot * self.constant_inp_slots
+
+    @property
+    def wgt_tiles(self) -> int:
+        """Tiles of WGT in use, without what all blocks share."""
+        return self.wgt_slot * self.wgt_slots + self.constant_wgt_slot * self.constant_wgt_slots
 
 
 def gemm_levels(op: TileOp) -> list[tuple[Gemm, int]]:
@@ -63,6 +81,12 @@ def gemm_levels(op: TileOp) -> list[tuple[Gemm, int]]:
 def is_shared(step: Gemm) -> bool:
     """Whether all blocks use the same weight tiles."""
     return step.output_stride == 0 and step.input_stride == 0
+
+
+def is_constant(step: Gemm) -> bool:
+    """Whether every tap reads one source tile for all accumulators: constants times weights."""
+    is_one_block = step.fan_in == step.source.blocks == 1 and bool(step.taps)
+    return is_one_block and all(tap.src_y.step == tap.src_x.step == 0 for tap in step.taps)
 
 
 def is_dense(op: TileOp) -> bool:
@@ -115,24 +139,39 @@ def placement(op: TileOp, schedule: Schedule, config: VtaConfig) -> Placement:
         vector_slots = vectors
     _check(op, "ACC", acc_slot * schedule.threads + vector_slots * blocks, config.acc_depth)
     inp_slot, wgt_slot, shared_slot, shared = _contents(op, schedule, batches, blocks)
-    _check(op, "INP", inp_slot, config.inp_depth)
-    _check(op, "WGT", max(wgt_slot, 1) + shared * shared_slot, config.wgt_depth)
+    constant = _constants(op, schedule, config, batches, blocks)
+    inp_depth = config.inp_depth - constant[0] * constant[1]
+    wgt_depth = config.wgt_depth - constant[2] * constant[3] - shared * shared_slot
+    _check(op, "INP", inp_slot, inp_depth)
+    _check(op, "WGT", max(wgt_slot, 1), wgt_depth)
     return Placement(
         acc_slot,
         tuple(levels),
         inp_slot,
-        _limit(config.inp_depth // inp_slot, schedule.inp_slots, _useful_slots(op, schedule, "spatial")),
+        _limit(inp_depth // inp_slot, schedule.inp_slots, _useful_slots(op, schedule, "spatial")),
         wgt_slot,
-        _limit(
-            (config.wgt_depth - shared * shared_slot) // max(wgt_slot, 1),
-            schedule.wgt_slots,
-            _useful_slots(op, schedule, "oc"),
-        ),
+        _limit(wgt_depth // max(wgt_slot, 1), schedule.wgt_slots, _useful_slots(op, schedule, "oc")),
         shared_slot,
         shared,
         blocks,
         vector_slots,
+        *constant,
     )
+
+
+def _constants(
+    op: TileOp, schedule: Schedule, config: VtaConfig, batches: int, blocks: int
+) -> tuple[int, int, int, int]:
+    """Size and number of slots for inputs and weights of constant steps; weights of all blocks if that is little."""
+    found = [(index, step) for index, (step, _) in enumerate(gemm_levels(op)) if is_constant(step)]
+    if not found:
+        return 0, 0, 0, 0
+    inp = batches * max(
+        reach(op, index, 0, schedule.tile_h) * reach(op, index, 1, schedule.tile_w) for index, _ in found
+    )
+    wgt = blocks * max(tap_range(step.taps).count for _, step in found)
+    slots = len(found) * -(-op.blocks // blocks)
+    return inp, len(found), wgt, slots if slots * wgt <= config.wgt_depth // CONSTANT_SHARE else len(found)
 
 
 def _limit(slots: int, limit: int, useful: tuple[int, ...]) -> int:
@@ -152,7 +191,8 @@ def _useful_slots(op: TileOp, schedule: Schedule, axis: Literal["oc", "spatial"]
     height, width = extents(op)[-1]
     spatial = -(-op.batches // schedule.tile_b) * -(-height // schedule.tile_h) * -(-width // schedule.tile_w)
     blocks = -(-op.blocks // schedule.tile_co)
-    per_tile = sum(_chunks_per_tile(step, schedule, op.blocks) for step, _ in gemm_levels(op))
+    steps = [step for step, _ in gemm_levels(op) if not is_constant(step)]
+    per_tile = sum(_chunks_per_tile(step, schedule, op.blocks) for step in steps)
     tiles, others = (blocks, spatial) if axis == "oc" else (spatial, blocks)
     alternates = schedule.threads == 2 and (schedule.order == "oc") == (schedule.thread_axis == "oc")
     if others == 1:
@@ -174,7 +214,7 @@ def _contents(op: TileOp, schedule: Schedule, batches: int, blocks: int) -> tupl
     shared = set()
     for index, (step, _) in enumerate(gemm_levels(op)):
         area = reach(op, index, 0, schedule.tile_h) * reach(op, index, 1, schedule.tile_w)
-        if not area:
+        if not area or is_constant(step):
             continue
         taps = tap_range(step.taps).count
         advance = max(advance for _, advance in block_runs(step, Range(0, op.blocks)))

@@ -15,6 +15,7 @@ from lpsn_tvm.schedules.vta.placement import (
     Placement,
     fits,
     gemm_levels,
+    is_constant,
     is_shared,
     longest,
     placement,
@@ -145,6 +146,8 @@ def _traffic(op: TileOp, schedule: Schedule, place: Placement, spatial: int, blo
     """Input and weight tiles that are loaded: once where they stay, else for every tile that needs them."""
     inp = wgt = 0.0
     for index, (step, _) in enumerate(gemm_levels(op)):
+        if is_constant(step):
+            continue
         area = reach(op, index, 0, schedule.tile_h) * reach(op, index, 1, schedule.tile_w)
         dense = len(set(step.first_input)) == 1
         chunks = -(-step.fan_in // schedule.tile_ci)

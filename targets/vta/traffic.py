@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lpsn_tvm.schedules.vta.ops import Gemm, Pool, Span, TileOp
+from lpsn_tvm.schedules.vta.placement import is_constant
 from lpsn_tvm.schedules.vta.schedule import Schedule
 
 Counts = npt.NDArray[np.int64]
@@ -134,6 +135,8 @@ def spatial_tiles(op: TileOp, schedule: Schedule) -> int:
 
 def input_tiles(step: Gemm, op: TileOp, schedule: Schedule, buffer: Buffer) -> int:
     """INP tiles loaded."""
+    if is_constant(step):
+        return 1
     rows = source_extents(step, op, 0, schedule.tile_h)
     columns = source_extents(step, op, 1, schedule.tile_w)
     batches = np.array([high - low for low, high in cut(op.batches, schedule.tile_b)], np.int64)
@@ -154,8 +157,8 @@ def input_tiles(step: Gemm, op: TileOp, schedule: Schedule, buffer: Buffer) -> i
 def weight_tiles(step: Gemm, op: TileOp, schedule: Schedule, buffer: Buffer) -> int:
     """WGT tiles loaded."""
     taps = len({tap.weight for tap in step.taps}) * (step.fan_in if step.input_stride else 1)
-    if not step.output_stride:
-        return taps
+    if not step.output_stride or is_constant(step):
+        return taps * (op.blocks if step.output_stride else 1)
     spatial, oc_tiles = spatial_tiles(op, schedule), cut(op.blocks, schedule.tile_co)
     if schedule.order == "oc":
         groups = [sum(high - low for low, high in g) * taps for g in _pairs(oc_tiles, alternates(schedule))]
