@@ -14,7 +14,15 @@ from cuda_emulation.translate import kernels, translate
 
 _FOLDER = Path(__file__).resolve().parent
 _RUNTIME = ("runtime", "warp_ops", "checks")
-_FLAGS = ("-std=c++17", "-fPIC", "-fno-strict-aliasing", "-fvisibility=hidden", "-w", f"-I{_FOLDER / 'include'}")
+_FLAGS = (
+    "-std=c++17",
+    "-fPIC",
+    "-fno-strict-aliasing",
+    "-fwrapv",
+    "-fvisibility=hidden",
+    "-w",
+    f"-I{_FOLDER / 'include'}",
+)
 
 
 def compiler() -> str | None:
@@ -84,9 +92,9 @@ def build_library(source: str, *, arch: int, checked: bool, contract: bool) -> P
     """
     exports = "\n".join(f"EMU_EXPORT({name})" for name in kernels(source))
     text = f'#include "emulation.hpp"\n{translate(source)}\n{exports}\n'
-    flags = [*_FLAGS, "-O1", f"-D__CUDA_ARCH__={arch * 10}", "-ffp-contract=fast" if contract else "-ffp-contract=off"]
-    flags += ["-mfma"] if contract else []
-    flags += ["-fsanitize=thread"] if checked else []
+    flags = [*_FLAGS, f"-D__CUDA_ARCH__={arch * 10}"]
+    flags += ["-O2", "-ffp-contract=fast", "-mfma"] if contract else ["-O1", "-ffp-contract=off"]
+    flags += ["-fsanitize=thread", "-fsanitize=alignment,bounds,float-cast-overflow"] if checked else []
     kernel = _build("kernel", ".o", ["g++", *flags, "-c"], text)
     objects = [str(kernel), *(str(_runtime_object(name)) for name in _RUNTIME)]
     return _build("library", ".so", ["g++", "-shared", "-Wl,-Bsymbolic", "-Wl,-z,noexecstack", *objects])

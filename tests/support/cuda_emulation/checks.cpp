@@ -51,11 +51,19 @@ bool in_order(const Stamp& earlier, bool shared) {
   return earlier.thread / kWarp == f.warp && earlier.warp < machine.warp_epoch[f.warp];
 }
 
+void describe_shared(char* out, std::size_t n, std::size_t offset) {
+  const char* p = __start_emulated_shared + offset;
+  const bool is_dynamic = p >= dynamic_arena && p < dynamic_arena + sizeof dynamic_arena;
+  if (is_dynamic)
+    std::snprintf(out, n, "dynamic shared memory, byte %zd", p - dynamic_arena);
+  else
+    std::snprintf(out, n, "static shared memory");
+}
+
 [[noreturn]] void race(const char* what, const Stamp& earlier, const char* verb, bool shared, std::size_t offset, int array) {
   char where[64];
   if (shared)
-    std::snprintf(where, sizeof where, "shared memory, byte %zd", static_cast<std::ptrdiff_t>(offset) -
-                  (dynamic_arena - __start_emulated_shared));
+    describe_shared(where, sizeof where, offset);
   else
     std::snprintf(where, sizeof where, "array %d, byte %zu", array, offset);
   fail("race on %s: it %s what thread %d of block %d %s, and no barrier lies between", where, what, earlier.thread,
@@ -65,9 +73,11 @@ bool in_order(const Stamp& earlier, bool shared) {
 void touch(Cell& cell, int kind, bool shared, std::size_t offset, int array) {
   Stamp& write = cell.write;
   const bool same_block = write.block == machine.block;
-  if (same_block && (write.flags & kIsPending))
-    fail("cp.async: byte %zd of the dynamic shared memory is touched before the copy of thread %d was waited for",
-         static_cast<std::ptrdiff_t>(offset) - (dynamic_arena - __start_emulated_shared), write.thread);
+  if (same_block && (write.flags & kIsPending)) {
+    char where[64];
+    describe_shared(where, sizeof where, offset);
+    fail("cp.async: %s is touched before the copy of thread %d was waited for", where, write.thread);
+  }
   const bool both_atomic = kind == kAtomic && (write.flags & kIsAtomic);
   if (!both_atomic && !in_order(write, shared)) race(kind == kRead ? "reads" : "writes", write, "wrote", shared, offset, array);
   if (kind == kRead) {
@@ -150,6 +160,26 @@ void mark_arrived(const void* shared, std::size_t bytes) {
 }
 
 }  // namespace emu
+
+// Handlers of -fsanitize=alignment,bounds,float-cast-overflow: what a device would trap on, do to other memory, or (the
+// conversions) do otherwise than the host.
+extern "C" {
+struct TypeMismatch {
+  const char* file;
+  std::uint32_t line, column;
+  const void* type;
+  unsigned char log_alignment, kind;
+};
+__attribute__((visibility("hidden"))) void __ubsan_handle_type_mismatch_v1(TypeMismatch* where, std::uintptr_t p) {
+  emu::fail("access at %p: not aligned to %d bytes", reinterpret_cast<void*>(p), 1 << where->log_alignment);
+}
+__attribute__((visibility("hidden"))) void __ubsan_handle_out_of_bounds(void*, std::uintptr_t index) {
+  emu::fail("index %zd is outside of a local or shared array", static_cast<std::ptrdiff_t>(index));
+}
+__attribute__((visibility("hidden"))) void __ubsan_handle_float_cast_overflow(void*, void*) {
+  emu::fail("a float outside of the integer's range is cast; use a conversion intrinsic, or clamp first");
+}
+}
 
 #define EMU_HOOK __attribute__((visibility("hidden")))
 #define EMU_HOOKS(size)                                                                                     \

@@ -153,7 +153,7 @@ void end_block() {
 }
 
 // Nobody can run: either all living threads stand at the barrier, or the block hangs.
-bool release_barrier() {
+void release_barrier() {
   const Fiber* stuck = nullptr;
   int waiting = 0;
   for (const Fiber& fiber : machine.fibers) {
@@ -165,12 +165,11 @@ bool release_barrier() {
                       "%d threads wait at __syncthreads",
                       emu_block_index.x, emu_block_index.y, emu_block_index.z, stuck->thread, stuck->name, stuck->mask,
                       waiting);
-    return false;
+    return;
   }
   ++machine.barrier_epoch;
   for (Fiber& fiber : machine.fibers)
     if (fiber.state == State::kBarrier) fiber.state = State::kReady;
-  return waiting > 0;
 }
 
 std::uint64_t random_state;
@@ -180,30 +179,63 @@ std::uint32_t next_random() {
   return static_cast<std::uint32_t>(random_state >> 33);
 }
 
-void shuffle(std::vector<int>& order) {
+template <class T>
+void shuffle(std::vector<T>& order) {
   for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[next_random() % i]);
 }
 
-void run_block(std::vector<int>& order) {
+using Warps = std::vector<std::vector<int>>;
+
+// The threads of every warp, in the order in which they run.
+Warps order_threads() {
+  const bool reversed = machine.launch->order == static_cast<int>(Order::kReversed);
+  Warps warps;
+  for (int first = 0; first < machine.threads; first += kWarp) {
+    warps.emplace_back(std::min(kWarp, machine.threads - first));
+    std::iota(warps.back().begin(), warps.back().end(), first);
+    if (reversed) std::reverse(warps.back().begin(), warps.back().end());
+  }
+  if (reversed) std::reverse(warps.begin(), warps.end());
+  return warps;
+}
+
+// Lets every ready thread of a warp run until it waits; true if there was one.
+bool run_warp(const std::vector<int>& threads) {
+  bool progress = false;
+  for (int t : threads) {
+    Fiber& fiber = machine.fibers[t];
+    if (fiber.state != State::kReady) continue;
+    progress = true;
+    machine.current = &fiber;
+    emu_thread_index = fiber.index;
+    to_fiber(fiber);
+    machine.current = nullptr;
+    if (machine.failed) return false;
+  }
+  return progress;
+}
+
+// A warp runs as far as it can before the next one starts, so that warps are as far apart as barriers allow: this shows
+// a missing barrier. In random order a warp may also be left early.
+void run_block(Warps& warps) {
+  const bool random = machine.launch->order == static_cast<int>(Order::kRandom);
   begin_block();
-  while (true) {
-    bool progress = false, alive = false;
-    if (machine.launch->order == static_cast<int>(Order::kRandom)) shuffle(order);
-    for (int t : order) {
-      Fiber& fiber = machine.fibers[t];
-      alive |= fiber.state != State::kDone;
-      if (fiber.state != State::kReady) continue;
-      progress = true;
-      machine.current = &fiber;
-      emu_thread_index = fiber.index;
-      to_fiber(fiber);
-      machine.current = nullptr;
+  while (!machine.failed) {
+    bool progress = false;
+    if (random) shuffle(warps);
+    for (auto& threads : warps) {
+      if (random) shuffle(threads);
+      while (run_warp(threads)) {
+        progress = true;
+        if (random && next_random() % 4 == 0) break;
+      }
       if (machine.failed) return;
     }
-    if (!alive) break;
-    if (!progress && !release_barrier()) return;
+    if (progress) continue;
+    const auto is_done = [](const Fiber& fiber) { return fiber.state == State::kDone; };
+    if (std::all_of(machine.fibers.begin(), machine.fibers.end(), is_done)) return end_block();
+    release_barrier();
   }
-  end_block();
 }
 
 void make_fibers(int threads) {
@@ -245,20 +277,17 @@ int run(const Launch& launch, Body body, const void* context, char* message, std
   emu_block_size = dim3(launch.block[0], launch.block[1], launch.block[2]);
   emu_grid_size = dim3(launch.grid[0], launch.grid[1], launch.grid[2]);
 
-  std::vector<int> order(machine.threads), blocks(launch.grid[0] * launch.grid[1] * launch.grid[2]);
-  std::iota(order.begin(), order.end(), 0);
+  Warps warps = order_threads();
+  std::vector<int> blocks(launch.grid[0] * launch.grid[1] * launch.grid[2]);
   std::iota(blocks.begin(), blocks.end(), 0);
-  if (launch.order == static_cast<int>(Order::kReversed)) {
-    std::reverse(order.begin(), order.end());
-    std::reverse(blocks.begin(), blocks.end());
-  }
+  if (launch.order == static_cast<int>(Order::kReversed)) std::reverse(blocks.begin(), blocks.end());
   if (launch.order == static_cast<int>(Order::kRandom)) shuffle(blocks);
   for (int b : blocks) {
     if (machine.failed) break;
     machine.block = b;
     const unsigned x = launch.grid[0], y = launch.grid[1], u = static_cast<unsigned>(b);
     emu_block_index = {u % x, u / x % y, u / (x * y)};
-    run_block(order);
+    run_block(warps);
   }
   machine.launch = nullptr;
   if (machine.failed) std::snprintf(message, message_bytes, "%s", error_text);
