@@ -222,6 +222,7 @@ def test_a_huge_bias_gets_a_coarser_unit() -> None:
     assert_whole_network_is_exact(module, mod, interleavings=1)
 
 
+@pytest.mark.slow
 def test_sums_that_leave_int32_are_refused() -> None:
     """140,000 products of 127 * 127 each."""
     rng = np.random.default_rng(0)

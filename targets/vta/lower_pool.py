@@ -143,14 +143,14 @@ def _average(context: Context, node: Node, source: Value, target: Value, windows
         raise Unmapped(str(error)) from error
     result = Rectangle.of(target)
     kernel = np.ones((windows[0].kernel, windows[1].kernel), np.int64)
-    factors = np.full(source.image[1], multiplier, np.int64)
-    steps = channel_gemms(context, node.name, source, result, windows, factors, kernel)
     amount = np.asarray([shift])
-    steps += add_steps(context, node.name, result.form, rounding_of(amount))
-    steps += shift_steps(context, node.name, result.form, amount)
     weight, half = int(kernel.size) * multiplier, int(rounding_of(amount)[0])
     if max(-source.low, source.high) * weight + half > INT32_MAX:
         raise Unmapped(f"its sums of {kernel.size} numbers may leave int32")
+    factors = np.full(source.image[1], multiplier, np.int64)
+    steps = channel_gemms(context, node.name, source, result, windows, factors, kernel)
+    steps += add_steps(context, node.name, result.form, rounding_of(amount))
+    steps += shift_steps(context, node.name, result.form, amount)
     reach = (min(0, source.low) * weight + half) >> shift, (max(0, source.high) * weight + half) >> shift
     steps += clamp_steps(target.low, target.high, reach)
     context.emit(operator(node.name, context, result, [*steps, Store(target.plane)]))

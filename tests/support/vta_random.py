@@ -28,15 +28,15 @@ from lpsn_tvm.targets.vta.network import VtaNetwork
 
 CONFIGS: dict[str, VtaConfig] = PRESETS | {
     # Buffers so small that every layer is cut into many tiles.
-    "small": VtaConfig(log_uop_buff_size=10, log_inp_buff_size=10, log_wgt_buff_size=13, log_acc_buff_size=12),
+    "small": VtaConfig(log_uop_buff_size=12, log_inp_buff_size=10, log_wgt_buff_size=13, log_acc_buff_size=12),
     "small-0.0.2": VtaConfig(
-        log_uop_buff_size=11, log_inp_buff_size=11, log_wgt_buff_size=14, log_acc_buff_size=12, isa_version="0.0.2"
+        log_uop_buff_size=12, log_inp_buff_size=11, log_wgt_buff_size=14, log_acc_buff_size=12, isa_version="0.0.2"
     ),
     "small-4x8": replace(
-        PRESETS["pynq-4x8"], log_uop_buff_size=11, log_inp_buff_size=11, log_wgt_buff_size=12, log_acc_buff_size=13
+        PRESETS["pynq-4x8"], log_uop_buff_size=12, log_inp_buff_size=11, log_wgt_buff_size=12, log_acc_buff_size=13
     ),
     "small-i4": replace(
-        PRESETS["pynq-i4"], log_uop_buff_size=11, log_inp_buff_size=10, log_wgt_buff_size=13, log_acc_buff_size=12
+        PRESETS["pynq-i4"], log_uop_buff_size=12, log_inp_buff_size=10, log_wgt_buff_size=13, log_acc_buff_size=12
     ),
     "2x32": VtaConfig(log_batch=1, log_block_in=5, log_block_out=5),
     "1x8": VtaConfig(log_block_in=3, log_block_out=3, log_inp_buff_size=14, log_wgt_buff_size=16, log_acc_buff_size=16),
