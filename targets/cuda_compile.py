@@ -21,6 +21,7 @@ import tvm
 from tvm import tirx
 
 from lpsn_tvm.errors import CompileError
+from lpsn_tvm.schedules.cuda.tir import ROLLED
 
 NVCC_FLAGS = ("-O3", "-std=c++17", "-fmad=false", "-Xptxas", "-v")
 DEVICE_LAUNCH = 2
@@ -203,7 +204,9 @@ def _device_source(device: Any, target: Any) -> str:
         module = tvm.get_global_func("target.build.cuda")(device, target)
     finally:
         tvm.register_global_func(compile_name, original, override=True)
-    return str(module.inspect_source())
+    source = re.sub(rf"{ROLLED[0]}\(\);\n(\s*for )", r"#pragma unroll 1\n\1", str(module.inspect_source()))
+    # A loop of one iteration is gone.
+    return re.sub(rf" *{ROLLED[0]}\(\);\n", "", source)
 
 
 def _plain(name: str) -> str:

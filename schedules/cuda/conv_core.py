@@ -11,7 +11,7 @@ by reasoning, not by measurement.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from lpsn_tvm.schedules.cuda.tir import (
     pointer,
     prim_func,
     registers,
+    rolled,
     shared,
     store,
     unravel,
@@ -253,14 +254,17 @@ class _Block:
             if stage < g.iterations:
                 self._start(stage, stage)
             call(intrinsics.COMMIT)
-        with T.serial(0, g.iterations) as i:
+        with rolled(g.iterations) as i:
             call(intrinsics.copy_wait(ahead - 1))
             barrier()
-            if g.iterations > ahead:
-                with when(i < g.iterations - ahead):
-                    self._start(i + ahead, T.truncmod(i + ahead, self.stages))
-            call(intrinsics.COMMIT)
-            self._multiply(T.truncmod(i, self.stages) * g.stage_bytes)
+
+            def start(i: Any = i) -> None:
+                if g.iterations > ahead:
+                    with when(i < g.iterations - ahead):
+                        self._start(i + ahead, T.truncmod(i + ahead, self.stages))
+                call(intrinsics.COMMIT)
+
+            self._multiply(T.truncmod(i, self.stages) * g.stage_bytes, start)
 
     def _start(self, iteration: Any, stage: Any) -> None:
         for copy in self._copies(iteration):
@@ -275,10 +279,13 @@ class _Block:
         self._fetch(0)
         self._put(0)
         barrier()
-        with T.serial(0, g.iterations) as i:
-            with when(i + 1 < g.iterations):
-                self._fetch(i + 1)
-            self._multiply(T.truncmod(i, 2) * g.stage_bytes)
+        with rolled(g.iterations) as i:
+
+            def fetch(i: Any = i) -> None:
+                with when(i + 1 < g.iterations):
+                    self._fetch(i + 1)
+
+            self._multiply(T.truncmod(i, 2) * g.stage_bytes, fetch)
             with when(i + 1 < g.iterations):
                 self._put(T.truncmod(i + 1, 2))
             barrier()
@@ -301,8 +308,8 @@ class _Block:
 
     # --- products
 
-    def _multiply(self, base: Any) -> None:
-        """All products of one stage."""
+    def _multiply(self, base: Any, start_copies: Callable[[], None]) -> None:
+        """All products of one stage; copies start while the first fragments are on their way."""
         g, tile = self.g, self.g.tile
         mma = intrinsics.mma(g.in_dtype, self.isa.has_mma_s8_k32)
         lane_row = T.truncmod(self.lane, 16)
@@ -315,6 +322,8 @@ class _Block:
             for n in range(tile.n_blocks):
                 block = (self.warp_n * tile.n_blocks + n) * tile.ksteps + k
                 self._load_fragments(n, base + g.data_bytes + block * g.kstep_bytes + self.lane * 16)
+            if k == 0:
+                start_copies()
             for m in range(tile.m_tiles):
                 for n in range(tile.n_blocks):
                     for j in range(4):

@@ -50,6 +50,7 @@ def dense(
         has_residual=len(inputs) == 2,
         weight_bits=8 if shift is None else 4,
         tile=Tile(16, 32, 1, 1),
+        is_flat=True,
     )
     geometry = replace(geometry, tile=tile or choose_tile(geometry, isa))
     return make_kernel("dense_mma", geometry, isa, {**constants, "weight": weight}, attrs, (data, out), shift or 0)

@@ -81,6 +81,8 @@ class ConvGeometry:
     has_residual : bool
     weight_bits : int
         8, or 4: two weights in a byte, unpacked in registers.
+    is_flat : bool
+        Tensors have no height and width (dense layers).
     tile : Tile
     """
 
@@ -101,6 +103,7 @@ class ConvGeometry:
     has_residual: bool
     weight_bits: int
     tile: Tile
+    is_flat: bool = False
 
     @property
     def pixels(self) -> int:
@@ -170,12 +173,12 @@ class ConvGeometry:
     @property
     def in_shape(self) -> tuple[int, ...]:
         """Shape of the input in memory."""
-        return (self.batch, self.in_blocks, *self.in_size, self.in_block)
+        return (self.batch, self.in_blocks, *(() if self.is_flat else self.in_size), self.in_block)
 
     @property
     def out_shape(self) -> tuple[int, ...]:
         """Shape of the output in memory."""
-        return (self.batch, self.out_blocks, *self.out_size, BLOCK)
+        return (self.batch, self.out_blocks, *(() if self.is_flat else self.out_size), BLOCK)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

@@ -101,6 +101,16 @@ def store(buffer: Any, index: Any, value: Any) -> None:
     T.buffer_store(buffer, value, [index])
 
 
+ROLLED = ("lpsn_rolled", "")
+"""Mark in front of a loop that the compiler must not unroll; `targets/cuda_compile.py` makes it a pragma."""
+
+
+def rolled(extent: int) -> Any:
+    """A loop that stays one: unrolling a long body again only costs registers."""
+    call(ROLLED)
+    return T.serial(0, extent)
+
+
 @contextmanager
 def when(condition: Any) -> Iterator[None]:
     """Statements under a condition; True costs nothing."""

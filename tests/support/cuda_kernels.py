@@ -1,0 +1,86 @@
+"""Run kernels for GPUs in emulation on logical (NCHW) arrays, and compare them with the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from cuda_emulation import compile_kernel
+
+from lpsn_tvm import quant
+from lpsn_tvm.schedules.cuda.conv2d_mma import conv2d
+from lpsn_tvm.schedules.cuda.dense import dense
+from lpsn_tvm.schedules.cuda.geometry import Tile
+from lpsn_tvm.schedules.cuda.isa import ARCHITECTURES
+from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.targets.cuda_compile import CudaSource, cuda_source
+
+BUILDERS = {"conv2d": conv2d, "dense": dense}
+REFERENCES = {"conv2d": quant.conv2d, "dense": quant.dense}
+
+
+@cache
+def _generated(key: Any, arch: str, build: Any) -> CudaSource:
+    return cuda_source({"kernel": build.function()}, arch)
+
+
+class _Build:
+    """A kernel's builder that counts as equal to those of the same key."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.key, self.function = kernel.key, kernel.build
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Build) and self.key == other.key
+
+
+def run_kernel(kernel: Kernel, arrays: Sequence[Array], arch: str, *, order: str = "random") -> Array:
+    """The kernel's result in logical shape; lanes beyond the channels of the inputs hold garbage, workspaces too.
+
+    Races, accesses outside of arrays and reads of copies that nobody waited for fail in the emulation.
+    """
+    source = _generated(kernel.key, arch, _Build(kernel))
+    function = source.functions["kernel"]
+    out = np.full(kernel.out.memory_shape, 77).astype(kernel.out.dtype)
+    inputs = [poisoned(spec, array) for spec, array in zip(kernel.inputs, arrays, strict=True)]
+    buffers = dict(zip(function.parameters, (*inputs, *kernel.constants, out), strict=True))
+    buffers |= {name: np.full(size, 0x5A, np.uint8) for name, size in function.workspaces.items()}
+    for launch in function.launches:
+        emulated = compile_kernel(source.source, launch.kernel, arch=int(arch.removeprefix("sm_")))
+        arguments = [buffers[name] for name in launch.arguments]
+        emulated(launch.grid, launch.block, launch.shared_bytes, *arguments, order=order, seed=3)
+    return kernel.out.unpack(out)
+
+
+def poisoned(spec: TensorSpec, array: Array) -> Array:
+    """The array packed, with numbers that must not matter in the lanes beyond C."""
+    packed = spec.pack(array)
+    beyond = spec.blocks * spec.block - spec.shape[1] if spec.block else 0
+    if beyond:
+        packed[:, -1, ..., spec.block - beyond :] = 111
+    return packed
+
+
+def assert_exact(
+    op: str,
+    arrays: Sequence[Array],
+    constants: Mapping[str, Array],
+    attrs: Mapping[str, Any],
+    arch: str,
+    tile: Tile | None = None,
+) -> Kernel:
+    """The tensor-core kernel of `op` equals the reference bit for bit; the kernel."""
+    specs = tuple(TensorSpec(array.shape, str(array.dtype), 32) for array in arrays)
+    kernel = BUILDERS[op](specs, constants, attrs, ARCHITECTURES[arch], tile)
+    assert kernel is not None
+    got = run_kernel(kernel, arrays, arch)
+    want = REFERENCES[op](arrays[0], constants["weight"], constants["bias"], constants["scale"], *arrays[1:], **attrs)
+    assert got.dtype == want.dtype
+    assert want.min() < want.max()
+    np.testing.assert_array_equal(got, want)
+    return kernel
