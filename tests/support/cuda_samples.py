@@ -29,6 +29,7 @@ extern "C" __global__ void __launch_bounds__(128) gemm(const signed char* __rest
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row0 = warp / 2 * 16, column0 = warp % 2 * 16;
   int sums[2][4] = {};
   load(stages, a, b, k, 0);
+  #pragma unroll 1
   for (int depth = 0; depth < k / 32; ++depth) {
     signed char* stage = stages + depth % 2 * 2 * TILE;
     if (depth + 1 < k / 32) {
