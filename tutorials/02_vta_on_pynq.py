@@ -121,23 +121,28 @@ print(f"{bundle}: {bundle.stat().st_size / 1024:.0f} KiB; {directory}: {len(list
 print(f"try it here first: lpsn-tvm vta run {bundle} --sim")
 
 # %% [markdown]
-# On the board (PYNQ-Z1 or Z2; nothing below was run for this tutorial, no board was at hand):
+# On the board (PYNQ-Z1 or Z2; nothing below was run for this tutorial, no board was at hand). The README in the bundle
+# says the same with the names of your network:
 #
-# 1. Flash an SD card with a PYNQ image (2.5 or newer; 3.0 works, too), boot, find the board in your network, log in
-#    (`ssh xilinx@pynq`).
-# 2. Bitstream: the VTA project's `1x16_i8w8a32_15_15_18_17.bit`. The published file comes without a `.hwh`; the runner
-#    then loads it with `Bitstream(path).download()`, which needs none.
-# 3. Copy: `scp out/fashion_pynq.zip 1x16_i8w8a32_15_15_18_17.bit xilinx@pynq:`
-# 4. Unpack and test: `python3 -m zipfile -e fashion_pynq.zip fashion && cd fashion`, then
-#    `sudo python3 runner.py --bitstream ../1x16_i8w8a32_15_15_18_17.bit --self-test`.
-# 5. What one should see: a line that the self-test passed and which ISA version the bitstream speaks.
-# 6. Run: `sudo python3 runner.py --bitstream ../1x16_i8w8a32_15_15_18_17.bit --input x.npy --output y.npy`
+# 1. Image: flash an SD card with PYNQ image 2.7 or later (Python 3.8 or later), boot, find the board in your network.
+# 2. Bitstream: `bitstreams/pynq/0.0.1/1x16_i8w8a32_15_15_18_17.bit` of https://github.com/uwsampl/vta-distro. It comes
+#    without a `.hwh`; the runner then loads it with `Bitstream(path).download()`, which needs none.
+# 3. Copy: `scp out/fashion_pynq.zip 1x16_i8w8a32_15_15_18_17.bit xilinx@pynq:~`
+# 4. On the board, `unzip -d fashion fashion_pynq.zip`, then become root with pynq's environment: `sudo -i`,
+#    `source /etc/profile.d/pynq_venv.sh`, `source /etc/profile.d/xrt_setup.sh`, `cd /home/xilinx/fashion`.
+# 5. Test: `python3 runner.py --bitstream ../1x16_i8w8a32_15_15_18_17.bit --self-test`. One should see
+#
+#        ok: the bitstream speaks instruction set 0.0.1 and computes the known answer
+#        ok: host operations in C
+#        ok: the network gives the 1 output(s) that it gave when it was exported
+#
+# 6. Run: `python3 runner.py --bitstream ../1x16_i8w8a32_15_15_18_17.bit --input x.npy --output y.npy`, any batch size.
 #
 # When the self-test fails, its message says which of these it is:
 #
-# * *the bitstream speaks another ISA version*: both exist under the same file name. Build again with
-#   `target="vta -preset=pynq-0.0.2"` (or `pynq` for 0.0.1).
-# * *did not finish*: the bitstream has another geometry or clock; check that its name is the configuration's name in
-#   `vta_config.json`, and that no other overlay was loaded after it (run again; the runner loads it anew).
-# * *wrong data*: the memory was not flushed (a pynq older than 2.5) or the clock is too fast; the runner sets 100 MHz.
-# * *permission*: device memory needs root; use `sudo`.
+# * *speaks instruction set 0.0.2*: bitstreams of both versions exist under one name. Take the one of `pynq/0.0.1`, or
+#   build again with `target="vta -preset=pynq-0.0.2"`. Never run the bundle anyway: its stores would go astray.
+# * *bytes of the known answer are wrong*: another geometry was built into the bitstream, or its timing fails; compare
+#   `vta_config.json`, check the power supply.
+# * *did not finish*: the file is not this accelerator's, or another overlay was loaded after it; run again.
+# * *needs root*: device memory does; see step 4.
