@@ -59,7 +59,7 @@ def check_onnx_network(seed: int, interleavings: int = INTERLEAVINGS) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@settings(max_examples=6, **CHECKS)
+@settings(max_examples=4, **CHECKS)
 @given(data=st.data(), schedules=st.none() | st.integers(0, 999))
 def test_layers_of_any_shape(name: str, data: st.DataObject, schedules: int | None) -> None:
     check_integer_network(DrawnChoices(data.draw), name, schedules)
