@@ -164,9 +164,11 @@ def _sums(
             steps.append(step if narrow is None else narrow.placed(step, column))
         steps += [Scalar("double")] * doubles
     extents, value = context.image(variable)[2:], layer.padding_value
-    steps += padding_steps(context, name, layer.weight, windows, extents, result, value)
-    low, high = context.ranges[variable]
-    low, high = sum_range(layer.weight, min(low, value), max(high, value))
+    for column, part in enumerate(rectangles):
+        added = padding_steps(context, name, layer.weight, windows, extents, part, value)
+        steps += added if narrow is None else [narrow.placed(step, column) for step in added]
+    smallest, largest = context.ranges[variable]
+    low, high = sum_range(layer.weight, min(smallest, value), max(largest, value))
     return steps, (low + layer.bias, high + layer.bias)
 
 

@@ -89,8 +89,6 @@ def narrow_result(context: Context, node: Node, pooling: Node | None, windows: W
     image, width = image_shape(node.shape), image_shape(result.shape)[3]
     if int(node.attrs["groups"]) != 1 or windows[1].dilation != 1 or width * stride > image[3]:
         return None
-    if node.attrs.get("x_zero_point", 0):
-        return None  # what its padding adds is known per tile of one pixel
     reader = context.graph.only_consumer(result.name)
     pixels = _pixels(reader, context.block // image[1], width)
     return None if pixels < 2 else Narrow(image, pixels, stride, width // pixels, context.block)

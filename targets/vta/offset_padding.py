@@ -15,19 +15,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
-from lpsn_tvm.schedules.vta.ops import Gemm, Plane, Span, Step, Tap
-from lpsn_tvm.targets.vta.forms import Array
+from lpsn_tvm.schedules.vta.ops import Gemm, Plane, Span, Tap
+from lpsn_tvm.targets.vta.forms import Array, Form
 from lpsn_tvm.targets.vta.gemm import Rectangle, Windows
 from lpsn_tvm.targets.vta.lower_context import Context
 from lpsn_tvm.targets.vta.taps import Window
 
+Missing = dict[int, list[int]]
+"""Kernel positions outside the image along one axis, by the offset of a pixel in its tile."""
+
 
 @dataclass(frozen=True)
 class _Class:
-    """Results with the same kernel positions outside the image: their rows, columns, and constant per lane."""
+    """Tiles with the same kernel positions outside the image: their rows, columns, and constant per lane."""
 
     rows: Span
     columns: Span
@@ -50,7 +54,7 @@ def padding_steps(
     extents: tuple[int, int],
     result: Rectangle,
     value: int,
-) -> list[Step]:
+) -> list[Gemm]:
     """What padding of `value` adds to a convolution's sums, on top of taps that leave padding out: one `Gemm`, or
     nothing where no tap with a weight other than 0 lies outside the image.
 
@@ -67,15 +71,15 @@ def padding_steps(
     extents : (height, width)
         Of the layer's input, in pixels.
     result : Rectangle
-        The accumulators, one pixel per tile.
+        The accumulators.
     value : int
         What padding holds.
     """
     if value == 0:
         return []
-    outside = [_outside(w, e, t) for w, e, t in zip(windows, extents, result.tiles, strict=True)]
+    rows, columns = (_outside(windows[axis], extents[axis], result, axis) for axis in (0, 1))
     sums = value * weight.sum(axis=1, dtype=np.int64)
-    classes = [c for c in _classes(sums, outside[0], outside[1], result) if np.any(c.constants)]
+    classes = [c for c in _classes(sums, rows, columns, result.form) if np.any(c.constants)]
     return [_products(context, name, classes, result)] if classes else []
 
 
@@ -102,14 +106,17 @@ def _products(context: Context, name: str, classes: list[_Class], result: Rectan
     return Gemm(plane, tuple(taps), at.region, 0, at.output_stride, 0, 1, (0,) * len(tiles))
 
 
-def _outside(window: Window, extent: int, results: int) -> list[tuple[Span, list[int]]]:
-    """Runs of results along one axis with the same kernel positions outside the image. These sets only shrink at one
+def _outside(window: Window, extent: int, result: Rectangle, axis: int) -> list[tuple[Span, Missing]]:
+    """Runs of tiles along one axis with the same kernel positions outside the image. These sets only shrink at one
     end and only grow at the other, so equal ones are neighbours.
     """
-    runs: list[tuple[Span, list[int]]] = []
-    for i in range(results):
-        pixels = [i * window.stride - window.padding + r * window.dilation for r in range(window.kernel)]
-        missing = [r for r, pixel in enumerate(pixels) if not 0 <= pixel < extent]
+    runs: list[tuple[Span, Missing]] = []
+    for i in range(result.tiles[axis]):
+        missing = {}
+        for offset in result.form.offsets[axis]:
+            first = (i * result.form.steps[axis] + offset) * window.stride - window.padding
+            pixels = enumerate(first + r * window.dilation for r in range(window.kernel))
+            missing[offset] = [r for r, pixel in pixels if not 0 <= pixel < extent]
         if runs and runs[-1][1] == missing:
             runs[-1] = (Span(runs[-1][0].start, 1, runs[-1][0].count + 1), missing)
         else:
@@ -118,14 +125,17 @@ def _outside(window: Window, extent: int, results: int) -> list[tuple[Span, list
 
 
 def _classes(
-    sums: Array, rows: list[tuple[Span, list[int]]], columns: list[tuple[Span, list[int]]], result: Rectangle
+    sums: Array, rows: list[tuple[Span, Missing]], columns: list[tuple[Span, Missing]], form: Form
 ) -> Iterator[_Class]:
     """Every pair of runs; `sums` int[O, kh, kw] is what each kernel position adds when it is outside."""
-    total = sums.sum(axis=(1, 2))
+    total, dy, dx = sums.sum(axis=(1, 2)), np.asarray(form.dy), np.asarray(form.dx)
     for row_span, without_rows in rows:
         for column_span, without_columns in columns:
-            inside = np.delete(np.delete(sums, without_rows, axis=1), without_columns, axis=2)
-            yield _Class(row_span, column_span, result.form.per_lane(total - inside.sum(axis=(1, 2))))
+            constants = np.zeros(form.lanes, np.int64)
+            for (y, no_rows), (x, no_columns) in product(without_rows.items(), without_columns.items()):
+                inside = np.delete(np.delete(sums, no_rows, axis=1), no_columns, axis=2).sum(axis=(1, 2))
+                constants += np.where((dy == y) & (dx == x), form.per_lane(total - inside), 0)
+            yield _Class(row_span, column_span, constants)
 
 
 def _digits(constants: Array, data_bits: int, weight_bits: int) -> _Digits:

@@ -26,7 +26,9 @@ def test_two_layers(preset: str, data: st.DataObject) -> None:
     if data.draw(st.booleans()):
         x = b.conv2d(x, 10, 1)
     channels = data.draw(st.integers(1, b.config.block_in // 2))
-    y = b.conv2d(x, channels, (3, data.draw(st.integers(1, 5))), data.draw(st.integers(1, 2)), (1, 2, 0, 2))
+    value = data.draw(st.sampled_from([0, 0, -b.limit, 3]))
+    kernel, stride = (3, data.draw(st.integers(1, 5))), data.draw(st.integers(1, 2))
+    y = b.conv2d(x, channels, kernel, stride, (1, 2, 0, 2), x_zero_point=value)
     if data.draw(st.booleans()):
         y = b.max_pool2d(y, 2, 2)
     z = b.conv2d(y, 20, (2, data.draw(st.integers(2, 3))), padding=(1, data.draw(st.integers(0, 1)), 1, 1))
