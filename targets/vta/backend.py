@@ -11,6 +11,7 @@ from lpsn_tvm.errors import CompileError, RecipeError, TargetError
 from lpsn_tvm.progress import ProgressCallback, silent
 from lpsn_tvm.recipe import Recipe
 from lpsn_tvm.schedules.vta.emit import default_schedule, emit
+from lpsn_tvm.schedules.vta.nest import SEQUENCE_LIMIT
 from lpsn_tvm.schedules.vta.ops import TileOp
 from lpsn_tvm.schedules.vta.schedule import Schedule
 from lpsn_tvm.targets.backend import Backend, Bits, Parts
@@ -65,7 +66,14 @@ def vta_backend(options: Mapping[str, Any]) -> Backend:
     if model not in MODELS:
         raise TargetError(f"unknown cycle model {model!r}; known: {', '.join(MODELS)}", where="vta -model")
     if "config" in given:
-        return _backend(VtaGeometry(VtaConfig.read(str(given["config"])), model, True), None)
+        config = VtaConfig.read(str(given["config"]))
+        if config.uop_depth < SEQUENCE_LIMIT:
+            raise TargetError(
+                f"its micro-op buffer holds {config.uop_depth}; schedules need {SEQUENCE_LIMIT} (LOG_UOP_BUFF_SIZE "
+                f"{(SEQUENCE_LIMIT * config.uop_tile_bytes - 1).bit_length()} or more)",
+                where=str(given["config"]),
+            )
+        return _backend(VtaGeometry(config, model, True), None)
     if "preset" in given:
         return _backend(VtaGeometry(preset(str(given["preset"])), model, True), None)
     return _backend(VtaGeometry(PRESETS["pynq"], model), None)

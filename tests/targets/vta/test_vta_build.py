@@ -171,6 +171,13 @@ def test_bad_targets_and_bits(target: str, bits: Any, message: str) -> None:
         lpsn_tvm.build(random_model(3), target=target, bits=bits)
 
 
+def test_few_micro_ops(tmp_path: Path) -> None:
+    path = tmp_path / "vta_config.json"
+    path.write_text(json.dumps(PRESETS["pynq"].to_json() | {"LOG_UOP_BUFF_SIZE": 11}))
+    with pytest.raises(TargetError, match="holds 512; schedules need 1024"):
+        get_backend(f"vta -config={path}")
+
+
 def test_impossible_geometry(tmp_path: Path) -> None:
     path = tmp_path / "vta_config.json"
     path.write_text(json.dumps(PRESETS["pynq"].to_json() | {"LOG_ACC_BUFF_SIZE": 20}))
