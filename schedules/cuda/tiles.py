@@ -25,8 +25,12 @@ SHAPES = (
     (16, 32, 1, 1),
 )
 """Rows, columns, warps along both."""
+KSTEPS = (1, 2, 4)
+SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
+LATENCY, BARRIER = 500, 40
+"""Cycles until a copy from global memory is there, and that a stage costs beside its work."""
 PRODUCTS = {"sm_80": 2048, "sm_90": 2600}
 """8-bit products per cycle and multiprocessor from the data sheets; 1024 on the other parts. mma.sync reaches about
 60 % of what sm_90 can do.
@@ -45,15 +49,15 @@ def candidates(geometry: ConvGeometry, isa: CudaIsa) -> Iterator[Tile]:
         is_mixed = geometry.group is not None and columns > BLOCK and geometry.group[0] % columns != 0
         if columns > max(BLOCK, geometry.out_blocks * BLOCK) or is_mixed:
             continue
-        ksteps = 2 if geometry.ksteps > 1 else 1
-        tile = Tile(rows, columns, warps_m, warps_n, ksteps, stages=4 if isa.has_cp_async else 2)
-        if tile.threads // units > rows and geometry.in_block < KSTEP:
-            continue
-        if tile.stages * replace(geometry, tile=tile).stage_bytes > isa.shared_bytes:
-            tile = replace(tile, stages=2)
-        for splits in (1, 2, 3, 4, 6, 8, 12, 16):
-            if splits == 1 or geometry.ksteps >= splits * ksteps * 4:
-                yield replace(tile, splits=splits)
+        for ksteps in KSTEPS if isa.has_cp_async else KSTEPS[:2]:
+            tile = Tile(rows, columns, warps_m, warps_n, ksteps, stages=4 if isa.has_cp_async else 2)
+            if ksteps > geometry.ksteps or (tile.threads // units > rows and geometry.in_block < KSTEP):
+                continue
+            if tile.stages * replace(geometry, tile=tile).stage_bytes > isa.shared_bytes:
+                continue
+            for splits in SPLITS:
+                if splits == 1 or geometry.ksteps >= splits * ksteps * 4:
+                    yield replace(tile, splits=splits)
 
 
 def estimate(geometry: ConvGeometry, isa: CudaIsa) -> float:
@@ -66,7 +70,7 @@ def estimate(geometry: ConvGeometry, isa: CudaIsa) -> float:
     resident = _resident(g, isa)
     concurrent = min(resident, ceil(blocks / isa.multiprocessors))
     # Blocks that share a multiprocessor share its units but hide each other's latency.
-    latency = 500 / concurrent * g.iterations / max(1, tile.stages - 1)
+    latency = LATENCY / concurrent / max(1, tile.stages - 1) * g.iterations
     rounds = ceil(blocks / (isa.multiprocessors * concurrent))
     time = rounds * (max(per_block * concurrent, per_block + latency) + overhead)
     if tile.splits > 1:
@@ -80,8 +84,8 @@ def _cycles_per_stage(g: ConvGeometry, isa: CudaIsa) -> float:
     rate = PRODUCTS.get(isa.arch, 1024)
     products = tile.rows * tile.columns * KSTEP * tile.ksteps / rate
     fragments = tile.ksteps * KSTEP * (tile.rows * tile.warps_n + tile.columns * tile.warps_m) / 128
-    copies = g.stage_bytes / 32
-    return max(products, fragments, copies) + 0.3 * min(products, copies)
+    copies = g.stage_bytes / (64 if isa.arch in PRODUCTS else 32)
+    return max(products, fragments, copies) + 0.3 * min(products, copies) + BARRIER / 2
 
 
 def _resident(g: ConvGeometry, isa: CudaIsa) -> int:

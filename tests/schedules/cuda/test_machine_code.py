@@ -1,0 +1,104 @@
+"""Machine code of the tensor-core kernels on every architecture: the instructions are there, nothing is spilled."""
+
+from __future__ import annotations
+
+import cuda_sass
+import numpy as np
+import pytest
+
+from lpsn_tvm.schedules.cuda.conv2d_mma import conv2d
+from lpsn_tvm.schedules.cuda.dense import dense
+from lpsn_tvm.schedules.cuda.geometry import Tile
+from lpsn_tvm.schedules.cuda.isa import ARCHITECTURES, CudaIsa
+from lpsn_tvm.schedules.cuda.tiles import KSTEPS, SHAPES
+from lpsn_tvm.schedules.kernel import Kernel, TensorSpec
+from lpsn_tvm.targets.cuda_compile import cuda_source
+
+SHARED_LIMIT = {"sm_75": 64, "sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227}
+
+
+def _conv2d(
+    isa: CudaIsa, tile: Tile | None, bits: int = 8, channels: int = 256, kernel: int = 3, size: int = 28
+) -> Kernel:
+    rng = np.random.default_rng(0)
+    out, limit = 256, 1 << bits - 1
+    stride = 1 if channels > 4 else 2
+    constants = {
+        "weight": rng.integers(-limit, limit, (out, channels, kernel, kernel)).astype(np.int8),
+        "bias": np.zeros(out, np.int32),
+        "scale": np.ones(out, np.float32),
+    }
+    data = TensorSpec((8, channels, size, size), "uint8", 32)
+    residual = TensorSpec((8, out, -(-size // stride), -(-size // stride)), "uint8", 32)
+    attrs = {"strides": (stride, stride), "padding": (kernel // 2,) * 4, "x_zero_point": 3}
+    made = conv2d((data, residual), constants, attrs, isa, tile)
+    assert made is not None
+    return made
+
+
+def _dense(isa: CudaIsa) -> Kernel:
+    rng = np.random.default_rng(0)
+    constants = {
+        "weight": rng.integers(-128, 128, (512, 1000)).astype(np.int8),
+        "bias": np.zeros(1000, np.int32),
+        "scale": np.ones(1000, np.float32),
+    }
+    made = dense((TensorSpec((1, 512), "uint8"),), constants, {"out_dtype": "float32"}, isa)
+    assert made is not None
+    return made
+
+
+def _check(kernels: dict[str, Kernel], arch: str, *flags: str) -> None:
+    cuda_sass.require_tools()
+    source = cuda_source({name: kernel.build() for name, kernel in kernels.items()}, arch)
+    code = cuda_sass.kernel_code(source.source, arch, (*cuda_sass.FLAGS, *flags))
+    for name, function in source.functions.items():
+        first, *rest = function.launches
+        assert first.shared_bytes <= SHARED_LIMIT[arch] * 1024
+        assert code[first.kernel].tensor_core > 0, name
+        if arch != "sm_75":
+            assert code[first.kernel].count("LDGSTS") > 0, name
+        assert code[first.kernel].count("LDSM") > 0, name
+        for launch in (first, *rest):
+            found = code[launch.kernel]
+            assert (found.spill_bytes, found.stack_bytes, found.local_memory) == (0, 0, 0), name
+            assert found.registers * launch.block[0] <= 65536, name
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90"])
+def test_small_kernels(arch: str) -> None:
+    _check({"conv2d_parts": _conv2d(ARCHITECTURES[arch], Tile(32, 32, 2, 1, 2, 2, 4), bits=4)}, arch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_default_kernels(arch: str) -> None:
+    isa = ARCHITECTURES[arch]
+    kernels = {
+        "conv2d": _conv2d(isa, None),
+        "conv2d_4bit": _conv2d(isa, None, bits=4),
+        "conv2d_colours": _conv2d(isa, None, channels=3, kernel=7, size=56),
+        "dense": _dense(isa),
+    }
+    _check(kernels, arch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_tile(arch: str) -> None:
+    isa = ARCHITECTURES[arch]
+    kernels = {}
+    for rows, columns, warps_m, warps_n in SHAPES:
+        for ksteps in KSTEPS if isa.has_cp_async else KSTEPS[:2]:
+            tile = Tile(rows, columns, warps_m, warps_n, ksteps, 2)
+            for bits in (8, 4):
+                kernels[f"conv_{rows}x{columns}_{ksteps}_{bits}bit"] = _conv2d(isa, tile, bits)
+            if tile.threads // 8 <= rows:
+                kernels[f"colours_{rows}x{columns}_{ksteps}"] = _conv2d(isa, tile, channels=3, kernel=7, size=56)
+    _check(kernels, arch)
+
+
+def test_the_check_sees_spills() -> None:
+    """A planted bug: 40 registers are not enough."""
+    with pytest.raises(AssertionError):
+        _check({"conv2d": _conv2d(ARCHITECTURES["sm_80"], Tile(32, 32, 2, 1, 1, 2))}, "sm_80", "-maxrregcount=40")
