@@ -100,6 +100,15 @@ def test_broken_rules_are_named(body: str, message: str) -> None:
         _run(body, np.zeros(64, np.int32), np.zeros(64, np.int32), threads=64, shared=16)
 
 
+def test_views_keep_their_alignment() -> None:
+    words = np.zeros(64, np.int32)
+    body = "*(int4*)(a + 4 * t) = make_int4(t, t, t, t);"
+    _run(body, words[4:20], threads=4)
+    np.testing.assert_array_equal(words, np.repeat([0, 0, 1, 2, 3, 0], [4, 4, 4, 4, 4, 44]))
+    with pytest.raises(EmulationError, match="not aligned"):
+        _run(body, words[1:17], threads=4)
+
+
 def test_unchecked_overrun_of_shared_memory_is_seen() -> None:
     with pytest.raises(EmulationError, match="behind its 128 bytes"):
         _run("extern __shared__ int s[]; s[t + 2] = t;", np.zeros(1, np.int32), threads=32, shared=128, checked=False)
@@ -219,6 +228,7 @@ def test_wrong_calls_are_refused() -> None:
         (1, 128, 0, (a, b, c, 32), "takes 5 arguments"),
         (1, 128, 0, (a, 3, c, 32, 32), "argument 1 must be an array"),
         (1, 128, 0, (a.T, b, c, 32, 32), "contiguous"),
+        (1, 128, 0, (a[:20], a[8:], c, 32, 32), "overlap in part"),
         (0, 128, 0, (a, b, c, 32, 32), "positive sizes"),
     ]:
         with pytest.raises(EmulationError, match=message):

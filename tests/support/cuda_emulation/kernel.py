@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cuda_emulation.build import build_library
-from cuda_emulation.translate import kernels
+from cuda_emulation.translate import Signature, kernels
 
 Array = npt.NDArray[Any]
 ORDERS = ("forward", "reversed", "random")
@@ -48,15 +48,23 @@ class _Parameter(ctypes.Structure):
     _fields_ = (("bytes", ctypes.c_int32), ("is_pointer", ctypes.c_int32), ("is_float", ctypes.c_int32))
 
 
+def _misalignment(array: Array) -> int:
+    """Where a view begins within its allocation, modulo the alignment of device allocations."""
+    root = array
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    return (array.ctypes.data - root.ctypes.data) % 256
+
+
 class _DeviceMemory:
-    """Copies of the arrays, far apart from each other and aligned as a device allocation is."""
+    """Copies of the arrays, far apart from each other; what owns its memory is aligned as a device allocation is."""
 
     def __init__(self, arrays: Sequence[Array]) -> None:
         self.arrays = arrays
         starts, end = [], _GUARD
         for array in arrays:
-            starts.append(end)
-            end += -(-array.nbytes // 256) * 256 + _GUARD
+            starts.append(end + _misalignment(array))
+            end += -(-array.nbytes // 256) * 256 + 256 + _GUARD
         self.memory = np.full(end + 256, 0xA5, np.uint8)
         base = -self.memory.ctypes.data % 256
         self.parts = [
@@ -69,6 +77,27 @@ class _DeviceMemory:
         for part, array in zip(self.parts, self.arrays, strict=True):
             if array.flags.writeable:
                 array.reshape(-1).view(np.uint8)[:] = part
+
+
+_Key = tuple[int, int]
+
+
+def _key(array: Array) -> _Key:
+    """What makes two arguments the same memory: address and bytes."""
+    return array.ctypes.data, array.nbytes
+
+
+def _distinct(arguments: Sequence[Any]) -> dict[_Key, Array]:
+    """The arrays by memory. Arrays that overlap in part would be torn apart on the emulated device: refused."""
+    found = {_key(a): a for a in arguments if isinstance(a, np.ndarray)}
+    end = 0
+    for (start, size), array in sorted(found.items(), key=lambda item: item[0]):
+        if not array.flags.c_contiguous:
+            raise EmulationError("arrays must be contiguous")
+        if start < end and size:
+            raise EmulationError("two arguments overlap in part; give the same array, or arrays apart")
+        end = max(end, start + size)
+    return found
 
 
 def _three(size: int | Sequence[int]) -> tuple[int, int, int]:
@@ -85,7 +114,7 @@ class EmulatedKernel:
     name: str
     library: ctypes.CDLL
     parameters: tuple[_Parameter, ...]
-    max_threads: int | None
+    signature: Signature
     checked: bool
 
     def __call__(
@@ -124,10 +153,7 @@ class EmulatedKernel:
         """
         grid, block = _three(grid), _three(block)
         self._check_sizes(block, dynamic_shared, len(arguments))
-        unique = {id(a): a for a in arguments if isinstance(a, np.ndarray)}
-        for array in unique.values():
-            if not array.flags.c_contiguous:
-                raise EmulationError("arrays must be contiguous")
+        unique = _distinct(arguments)
         memory = _DeviceMemory(list(unique.values()))
         places = {key: part.ctypes.data for key, part in zip(unique, memory.parts, strict=True)}
         values = [self._value(i, argument, places) for i, argument in enumerate(arguments)]
@@ -159,21 +185,20 @@ class EmulatedKernel:
         EmulationError
             An array depends on the order of the threads or on memory that was never written.
         """
-        arrays = {id(a): a for a in arguments if isinstance(a, np.ndarray)}
-        before = {key: array.copy() for key, array in arrays.items()}
+        before = {key: array.copy() for key, array in _distinct(arguments).items()}
         self(grid, block, dynamic_shared, *arguments, **options)
         runs = [("reversed", 0, 0x5A), *(("random", seed, 0x3C ^ seed & 0xFF) for seed in seeds)]
         for order, seed, poison in runs:
             again = {key: array.copy() for key, array in before.items()}
-            given = [again.get(id(argument), argument) for argument in arguments]
+            given = [again[_key(a)] if isinstance(a, np.ndarray) else a for a in arguments]
             self(grid, block, dynamic_shared, *given, order=order, seed=seed, poison=poison, **options)
-            for position, argument in enumerate(arguments):
-                if id(argument) in arrays and again[id(argument)].tobytes() != argument.tobytes():  # type: ignore[union-attr]
+            for position, (got, want) in enumerate(zip(given, arguments, strict=True)):
+                if isinstance(want, np.ndarray) and isinstance(got, np.ndarray) and got.tobytes() != want.tobytes():
                     raise EmulationError(f"{self.name}: argument {position} differs when threads run {order}")
 
     def _check_sizes(self, block: tuple[int, int, int], dynamic_shared: int, count: int) -> None:
         threads = block[0] * block[1] * block[2]
-        limit = min(1024, self.max_threads or 1024)
+        limit = min(1024, self.signature.max_threads or 1024)
         if threads > limit:
             raise EmulationError(f"{self.name}: {threads} threads per block, allowed are {limit}")
         if not 0 <= dynamic_shared <= MAX_SHARED:
@@ -181,14 +206,14 @@ class EmulatedKernel:
         if count != len(self.parameters):
             raise EmulationError(f"{self.name} takes {len(self.parameters)} arguments, {count} were given")
 
-    def _value(self, index: int, argument: Any, places: dict[int, int]) -> Any:
+    def _value(self, index: int, argument: Any, places: dict[_Key, int]) -> Any:
         """The argument as memory that the launch reads `bytes` of."""
         parameter = self.parameters[index]
         if isinstance(argument, np.ndarray) != bool(parameter.is_pointer):
             wanted = "an array" if parameter.is_pointer else "a number"
             raise EmulationError(f"{self.name}: argument {index} must be {wanted}")
         if parameter.is_pointer:
-            return ctypes.c_uint64(places[id(argument)])
+            return ctypes.c_uint64(places[_key(argument)])
         number = {
             (4, 1): ctypes.c_float, (8, 1): ctypes.c_double, (8, 0): ctypes.c_int64, (4, 0): ctypes.c_int32,
             (2, 0): ctypes.c_int16, (1, 0): ctypes.c_int8,
@@ -223,10 +248,10 @@ def compile_kernel(
     EmulationError
         There is no such kernel.
     """
-    bounds = kernels(source)
-    if name not in bounds:
-        raise EmulationError(f"no kernel {name!r}; the source has {', '.join(sorted(bounds)) or 'none'}")
+    known = kernels(source)
+    if name not in known:
+        raise EmulationError(f"no kernel {name!r}; the source has {', '.join(sorted(known)) or 'none'}")
     library = ctypes.CDLL(str(build_library(source, arch=arch, checked=checked, contract=contract)))
     parameters = (_Parameter * 64)()
     count = getattr(library, f"emu_describe_{name}")(parameters)
-    return EmulatedKernel(name, library, tuple(parameters[:count]), bounds[name], checked)
+    return EmulatedKernel(name, library, tuple(parameters[:count]), known[name], checked)

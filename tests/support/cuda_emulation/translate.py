@@ -132,10 +132,24 @@ def _in_line_comment(source: str, position: int) -> bool:
     return "//" in source[source.rfind("\n", 0, position) + 1 : position]
 
 
-def kernels(source: str) -> dict[str, int | None]:
-    """Names of the `__global__` functions with the threads that `__launch_bounds__` allows (None: no bound)."""
-    found: dict[str, int | None] = {}
+@dataclass(frozen=True)
+class Signature:
+    """What a `__global__` function says about itself: threads that `__launch_bounds__` allows (None: no bound), and the
+    names of its parameters.
+    """
+
+    max_threads: int | None
+    parameters: tuple[str, ...]
+
+
+def kernels(source: str) -> dict[str, Signature]:
+    """The `__global__` functions by name."""
+    found: dict[str, Signature] = {}
     for match in _KERNEL.finditer(source):
-        bound = match[1].split(",")[0].strip() if match[1] else None
-        found[match[2]] = int(bound) if bound and bound.isdigit() else found.get(match[2])
+        bound = match[1].split(",")[0].strip() if match[1] else ""
+        parameters = source[match.end() : _closing(source, match.end())]
+        names = tuple(re.findall(r"(\w+)\s*(?:,|$)", parameters.strip()))
+        known = found.get(match[2])
+        limit = int(bound) if bound.isdigit() else known.max_threads if known else None
+        found[match[2]] = Signature(limit, names)
     return found

@@ -26,8 +26,18 @@
 #define __shared__ static __attribute__((section("emulated_shared")))
 
 constexpr int warpSize = emu::kWarp;
-using std::max;
-using std::min;
+
+// CUDA's overloads take mixed types, and ignore a NaN beside a number.
+template <class A, class B, class T = std::common_type_t<A, B>>
+inline T max(A a, B b) {
+  if constexpr (std::is_floating_point_v<T>) return std::fmax(static_cast<T>(a), static_cast<T>(b));
+  return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(b) : static_cast<T>(a);
+}
+template <class A, class B, class T = std::common_type_t<A, B>>
+inline T min(A a, B b) {
+  if constexpr (std::is_floating_point_v<T>) return std::fmin(static_cast<T>(a), static_cast<T>(b));
+  return static_cast<T>(b) < static_cast<T>(a) ? static_cast<T>(b) : static_cast<T>(a);
+}
 
 #include "intrinsics.hpp"
 

@@ -35,6 +35,20 @@ inline unsigned __float_as_uint(float a) { unsigned b; std::memcpy(&b, &a, 4); r
 inline float __int_as_float(int a) { float b; std::memcpy(&b, &a, 4); return b; }
 inline float __uint_as_float(unsigned a) { float b; std::memcpy(&b, &a, 4); return b; }
 
+// Approximate on the device; here as exact as the host's library. Never part of a bit-exact kernel.
+inline float rsqrtf(float a) { return 1.0f / std::sqrt(a); }
+inline float __frsqrt_rn(float a) { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(a))); }
+inline float __frcp_rn(float a) { return 1.0f / a; }
+inline float __fsqrt_rn(float a) { return std::sqrt(a); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __expf(float a) { return std::exp(a); }
+inline float __logf(float a) { return std::log(a); }
+inline float __log2f(float a) { return std::log2(a); }
+inline float __powf(float a, float b) { return std::pow(a, b); }
+inline float __sinf(float a) { return std::sin(a); }
+inline float __cosf(float a) { return std::cos(a); }
+inline float __tanf(float a) { return std::tan(a); }
+
 // Integers.
 inline int __popc(unsigned a) { return __builtin_popcount(a); }
 inline int __clz(int a) { return a == 0 ? 32 : __builtin_clz(static_cast<unsigned>(a)); }
