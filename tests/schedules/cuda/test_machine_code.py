@@ -98,6 +98,7 @@ def test_every_tile(arch: str) -> None:
     _check(kernels, arch)
 
 
+@pytest.mark.slow
 def test_the_check_sees_spills() -> None:
     """A planted bug: 255 registers are not enough for 256 sums."""
     with pytest.raises(AssertionError):
