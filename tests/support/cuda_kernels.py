@@ -81,6 +81,6 @@ def assert_exact(
     got = run_kernel(kernel, arrays, arch)
     want = REFERENCES[op](arrays[0], constants["weight"], constants["bias"], constants["scale"], *arrays[1:], **attrs)
     assert got.dtype == want.dtype
-    assert want.min() < want.max()
+    assert want.size < 64 or want.min() < want.max()
     np.testing.assert_array_equal(got, want)
     return kernel
