@@ -222,7 +222,8 @@ class Driver:
 
     def end_capture(self, stream: int) -> int:
         """What was recorded, ready to launch."""
-        graph = self._handle("cuStreamEndCapture", stream)
+        graph = _POINTER()
+        self.call("cuStreamEndCapture", stream, ctypes.byref(graph))
         try:
             return self._handle("cuGraphInstantiateWithFlags", graph, DEFAULT)
         finally:

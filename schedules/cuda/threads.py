@@ -146,7 +146,9 @@ def element_kernel(
     is_gathered : bool
         Reads are not contiguous along channels: one element per thread.
     """
-    lanes = 1 if is_gathered else lanes_of(out)
+    # The byte of an only channel would have to be spread over a vector, which the code generator of TVM cannot.
+    spreads = any(spec.shape[1:2] == (1,) for spec in inputs)
+    lanes = 1 if is_gathered or spreads else lanes_of(out)
 
     def build() -> Any:
         from tvm import te
