@@ -2,6 +2,7 @@
 
     python -m benchmarks.vta_accuracy [resnet14 mobilenet espcn] [--cases W8A8 W4A4 ...] [--seeds 3] [--images 10000]
 
+Results are kept case by case; a run with other cases or networks, but as many seeds and images, adds to what is there.
 512 unlabelled training images calibrate; the 10,000 test images (chelsea and flower) judge. The integer graph is
 executed by the reference operators; only the convolutions' sums come from torch, in float32 where every partial sum is
 below 2**24 and so exact, else in float64.
@@ -10,8 +11,9 @@ below 2**24 and so exact, else in float64.
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.quantize import SAMPLES, canonical, training_module
-from benchmarks.record import keep
+from benchmarks.record import RESULTS, keep
 from lpsn_tvm import quant
 from lpsn_tvm.calibration import CalibrationSet
 from lpsn_tvm.passes.lower_to_integer import lower_to_integer
@@ -29,6 +31,8 @@ from lpsn_tvm.reference import run_reference
 from lpsn_tvm.targets.vta.config import preset
 from lpsn_tvm.targets.vta.scheme import vta_scheme
 
+Kept = Callable[[str, str, Any], None]
+"""Takes network, case and row."""
 BATCH = 250
 EIGHT, FOUR = "1x16_i8w8a32_15_15_18_17", "1x16_i4w4a32_15_14_17_17"
 CASES: dict[str, tuple[str, tuple[int, int], dict[str, Any]]] = {
@@ -36,9 +40,9 @@ CASES: dict[str, tuple[str, tuple[int, int], dict[str, Any]]] = {
     "W8A8, powers of two": (EIGHT, (8, 8), {"power_of_two": True}),
     "W4A8": (EIGHT, (4, 8), {}),
     "W4A8, powers of two": (EIGHT, (4, 8), {"power_of_two": True}),
+    "W4A4, no offset": (FOUR, (4, 4), {"has_activation_offset": False}),
     "W4A4": (FOUR, (4, 4), {}),
     "W4A4, powers of two": (FOUR, (4, 4), {"power_of_two": True}),
-    "W4A4, offset": (FOUR, (4, 4), {"has_activation_offset": True}),
 }
 """Name -> configuration, bits, fields of the scheme that are replaced."""
 
@@ -99,7 +103,7 @@ def float_outputs(mod: Any, images: np.ndarray) -> np.ndarray:
     return np.concatenate(list(simulated(mod, None, [images[i : i + BATCH] for i in range(0, len(images), BATCH)])))
 
 
-def classifier(network: str, cases: list[str], seeds: int, count: int, **options: Any) -> dict[str, Any]:
+def classifier(network: str, cases: list[str], seeds: int, count: int, kept: Kept, **options: Any) -> None:
     """Top-1 accuracy in percent per case."""
     train = training_module()
     images, labels = (array[:count] for array in train.fashion_mnist("t10k"))
@@ -108,7 +112,7 @@ def classifier(network: str, cases: list[str], seeds: int, count: int, **options
     mod, batched = canonical(file), canonical(file, (BATCH, 1, 28, 28))
     reference = 100 * float((float_outputs(mod, images).argmax(axis=1) == labels).mean())
     print(f"{network}: float {reference:.2f} %", flush=True)
-    rows: dict[str, Any] = {"float": reference}
+    kept(network, "float", reference)
     for case in cases:
         found, start = [], time.perf_counter()
         for seed in range(seeds):
@@ -118,10 +122,9 @@ def classifier(network: str, cases: list[str], seeds: int, count: int, **options
             predicted = outputs(batched, plan, scheme_of(case), images).argmax(axis=1)
             found.append(100 * float((predicted == labels).mean()))
         spent = (time.perf_counter() - start) / seeds
-        rows[case] = {"accuracy": found, "below float": reference - float(np.mean(found)), "seconds": spent}
+        kept(network, case, {"accuracy": found, "below float": reference - float(np.mean(found)), "seconds": spent})
         shown = " ".join(f"{value:.2f}" for value in found)
         print(f"  {case:24s} {np.mean(found):.2f} % ({np.mean(found) - reference:+.2f}): {shown}", flush=True)
-    return rows
 
 
 def make_plan(mod: Any, calibration: Any, case: str, **options: Any) -> QuantPlan:
@@ -131,7 +134,7 @@ def make_plan(mod: Any, calibration: Any, case: str, **options: Any) -> QuantPla
     )
 
 
-def super_resolution(cases: list[str], **options: Any) -> dict[str, Any]:
+def super_resolution(cases: list[str], kept: Kept, **options: Any) -> None:
     """PSNR in dB on chelsea and flower per case; calibrated on 64 x 64 crops of the training photographs."""
     train = training_module()
     rng = np.random.default_rng(0)
@@ -145,20 +148,32 @@ def super_resolution(cases: list[str], **options: Any) -> dict[str, Any]:
     tests: Mapping[str, Any] = {n: (train.halve(y)[None, None], y) for n, y in train.photographs("test").items()}
     modules = {name: canonical("espcn_x2.onnx", low.shape) for name, (low, _) in tests.items()}
     mod = canonical("espcn_x2.onnx", (1, 1, 64, 64))
-    rows: dict[str, Any] = {
-        "float": {
-            n: train.psnr(np.clip(float_outputs(modules[n], low)[0, 0], 0, 1), y) for n, (low, y) in tests.items()
-        }
-    }
-    print("espcn_x2: float", rows["float"], flush=True)
+    reference = {n: train.psnr(np.clip(float_outputs(modules[n], low)[0, 0], 0, 1), y) for n, (low, y) in tests.items()}
+    kept("espcn", "float", reference)
+    print("espcn_x2: float", reference, flush=True)
     for case in cases:
         plan = make_plan(mod, calibration, case, **options)
-        rows[case] = {
+        found = {
             n: train.psnr(np.clip(outputs(modules[n], plan, scheme_of(case), low)[0, 0], 0, 1), y)
             for n, (low, y) in tests.items()
         }
-        print(f"  {case:24s}", rows[case], flush=True)
-    return rows
+        kept("espcn", case, found)
+        print(f"  {case:24s}", found, flush=True)
+
+
+def keeper(settings: dict[str, Any], dry: bool) -> Kept:
+    """Adds a row to the results file, which begins anew where its settings were others."""
+    path = RESULTS / "vta_accuracy.json"
+
+    def kept(network: str, case: str, row: Any) -> None:
+        if dry:
+            return
+        old = json.loads(path.read_text()) if path.exists() else {}
+        results: dict[str, Any] = old["results"] if old.get("settings") == settings else {}
+        results.setdefault(network, {})[case] = row
+        keep("vta_accuracy", results, **settings)
+
+    return kept
 
 
 def main() -> None:
@@ -169,15 +184,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10000)
     parser.add_argument("--dry", action="store_true", help="do not write the results file")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {}
+    kept = keeper({"samples": SAMPLES, "seeds": arguments.seeds, "images": arguments.images}, arguments.dry)
     for network in arguments.networks:
-        results[network] = (
-            super_resolution(arguments.cases)
-            if network == "espcn"
-            else classifier(network, arguments.cases, arguments.seeds, arguments.images)
-        )
-    if not arguments.dry:
-        print("kept in", keep("vta_accuracy", results, samples=SAMPLES, seeds=arguments.seeds))
+        if network == "espcn":
+            super_resolution(arguments.cases, kept)
+        else:
+            classifier(network, arguments.cases, arguments.seeds, arguments.images, kept)
 
 
 if __name__ == "__main__":

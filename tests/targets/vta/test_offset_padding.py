@@ -8,13 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vta_graphs import GraphBuilder, host_reasons, tile_ops
 from vta_lowered import run_lowered
+from vta_whole import assert_whole_network_is_exact, build_with_graph, host_layers
 
+from lpsn_tvm import graph
 from lpsn_tvm.recipe import Recipe
 from lpsn_tvm.schedules.vta.ops import Gemm, TileOp
 from lpsn_tvm.targets.vta.backend import DEFAULT_MODEL, compile_network
 from lpsn_tvm.targets.vta.config import PRESETS
 from lpsn_tvm.targets.vta.execute import execute
 from lpsn_tvm.targets.vta.lowering import lower_graph
+from lpsn_tvm.targets.vta.scheme import vta_scheme
 
 CONFIGS = ["pynq", "pynq-4x8", "pynq-i4", "pynq-i8w4"]
 
@@ -129,3 +132,23 @@ def test_missing_constants_are_noticed() -> None:
     found = run_lowered(network, {info.name: b.values[info.name] for info in b.inputs})[y]
     assert np.any(found != b.values[y])
     np.testing.assert_array_equal(found[:, :, 1:-1, 1:-1], b.values[y][:, :, 1:-1, 1:-1])
+
+
+@pytest.mark.parametrize(
+    ("preset", "bits", "offset"), [("pynq-i4", None, True), ("pynq", None, False), ("pynq", (4, 4), True)]
+)
+def test_the_scheme_asks_for_it_where_bits_are_few(preset: str, bits: tuple[int, int] | None, offset: bool) -> None:
+    assert vta_scheme(PRESETS[preset], bits).has_activation_offset is offset
+
+
+@pytest.mark.slow
+def test_a_network_keeps_its_layers_on_the_accelerator() -> None:
+    """From ONNX, 4 bits: layers behind a ReLU pad with the offset, and nothing but the borders runs on the host."""
+    from benchmarks.models import unet
+
+    calibration = np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)
+    module, mod = build_with_graph(unet(size=16, base=8), bits=4, calibration=calibration)
+    calls = [graph.call_attrs(call) for _, call in graph.bindings(mod) if graph.op_name(call) == "lpsn.conv2d"]
+    assert any(attrs.get("x_zero_point") for attrs in calls)
+    assert {op for op, _ in host_layers(module).values()} == {"lpsn.quantize", "vta.scale"}
+    assert_whole_network_is_exact(module, mod, interleavings=1)
