@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,14 @@ class GemmShape:
     outputs: Axis
     inputs: Axis
     inner: str
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # A key of several caches, made of many small parts.
+        return hash((self.taps, self.row_dst, self.row_src, self.batches, self.outputs, self.inputs, self.inner))
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,7 +67,8 @@ class Placement:
         return self.wgt_slot * self.wgt_slots + self.constant_wgt_slot * self.constant_wgt_slots
 
 
-def gemm_levels(op: TileOp) -> list[tuple[Gemm, int]]:
+@lru_cache(maxsize=512)
+def gemm_levels(op: TileOp) -> tuple[tuple[Gemm, int], ...]:
     """The GEMM steps with the level (number of pools before) that they add to."""
     level, found = 0, []
     for step in op.steps:
@@ -75,7 +76,7 @@ def gemm_levels(op: TileOp) -> list[tuple[Gemm, int]]:
             level += 1
         elif isinstance(step, Gemm):
             found.append((step, level))
-    return found
+    return tuple(found)
 
 
 def is_shared(step: Gemm) -> bool:

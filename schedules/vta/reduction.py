@@ -142,28 +142,44 @@ def chunks(step: Gemm, tile: Tile, level: int, schedule: Schedule) -> Iterator[C
     clipped = clip_taps(step.taps, tile.rows[level], tile.columns[level])
     if not clipped:
         return
-    seen = window(clipped)
-    moved = local_taps(clipped, seen)
+    seen, reach = window(clipped), tap_range(step.taps)
+    # Counted inside the window and inside a chunk's weights.
+    taps = tuple(Tap(t.dst_y, t.dst_x, t.src_y, t.src_x, t.weight - reach.start) for t in local_taps(clipped, seen))
     outputs, inputs = chunk_blocks(step, schedule)
+    shapes: dict[tuple[int, int, int], GemmShape] = {}
     for run, advance in block_runs(step, tile.o):
         for piece in cut(run.count, outputs):
             o = Range(run.start + piece.start, run.start + piece.stop)
             for k in cut(step.fan_in, inputs):
-                yield _chunk(step, tile, level, o, k, advance, seen, moved, schedule.inner)
+                key = o.count, k.count, advance
+                if key not in shapes:
+                    shapes[key] = _shape(step, tile, level, key, seen, taps, schedule.inner)
+                yield _chunk(step, tile, level, o, k, advance, seen, shapes[key])
+
+
+def _shape(
+    step: Gemm, tile: Tile, level: int, counts: tuple[int, int, int], seen: Window, taps: tuple[Tap, ...], inner: str
+) -> GemmShape:
+    """The loop nest of chunks with so many output blocks, input blocks, and input blocks from output to output."""
+    outputs, inputs, advance = counts
+    positions, reach = tile.positions(level), tap_range(step.taps).count
+    to_input = reach if step.input_stride else 0
+    to_output = (inputs if step.input_stride else 1) * reach if step.output_stride else 0
+    blocks = (outputs - 1) * advance + inputs
+    return GemmShape(
+        taps=taps,
+        row_dst=tile.columns[level].count,
+        row_src=seen.columns,
+        batches=Axis("n", tile.n.count, tile.o.count * positions, blocks * seen.tiles, 0),
+        outputs=Axis("co", outputs, positions, advance * seen.tiles, to_output),
+        inputs=Axis("ci", inputs, 0, seen.tiles, to_input),
+        inner=inner,
+    )
 
 
 def _chunk(
-    step: Gemm,
-    tile: Tile,
-    level: int,
-    o: Range,
-    k: Range,
-    advance: int,
-    seen: Window,
-    taps: tuple[Tap, ...],
-    inner: str,
+    step: Gemm, tile: Tile, level: int, o: Range, k: Range, advance: int, seen: Window, shape: GemmShape
 ) -> Chunk:
-    positions = tile.positions(level)
     reach = tap_range(step.taps)
     first = step.first_input[o.start]
     blocks = Range(first + k.start, first + (o.count - 1) * advance + k.stop)
@@ -177,15 +193,5 @@ def _chunk(
         step.input_stride,
         reach.count,
     )
-    to_input = reach.count if step.input_stride else 0
-    to_output = weights.inputs * reach.count if step.output_stride else 0
-    shape = GemmShape(
-        taps=tuple(Tap(t.dst_y, t.dst_x, t.src_y, t.src_x, t.weight - reach.start) for t in taps),
-        row_dst=tile.columns[level].count,
-        row_src=seen.columns,
-        batches=Axis("n", tile.n.count, tile.o.count * positions, blocks.count * seen.tiles, 0),
-        outputs=Axis("co", o.count, positions, advance * seen.tiles, to_output),
-        inputs=Axis("ci", k.count, 0, seen.tiles, to_input),
-        inner=inner,
-    )
-    return Chunk(InputContent(step.source, tile.n, blocks, seen), weights, (o.start - tile.o.start) * positions, shape)
+    accumulator = (o.start - tile.o.start) * tile.positions(level)
+    return Chunk(InputContent(step.source, tile.n, blocks, seen), weights, accumulator, shape)

@@ -17,6 +17,7 @@ For example:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +62,6 @@ class ProgramBuilder:
         }
         self._dram: dict[str, Touched] = {}
         self._granule = min(config.inp_tile_bytes, config.out_tile_bytes)
-        self._footprints: dict[tuple[Any, ...], tuple[Index, ...]] = {}
         # Per buffer, where the last operator's slots end: an emitter puts the next ones behind them, so that its first
         # loads need not wait.
         self.cursors: dict[str, int] = {}
@@ -119,15 +119,15 @@ class ProgramBuilder:
             return
         count = (rows + top + bottom) * (columns + left + right)
         where, touched = slice(sram, sram + count), self._sram[memory]
-        self._check_depth(memory, sram + count, len(touched.read[0]))
+        self._check_depth(memory, sram + count, touched.tiles)
         source = self._dram_range(region, tile, rows, columns, stride, self._bytes(memory))
         waits = touched.before_write(LOAD, where)
         if source is not None:
             waits = merge(waits, self._dram[region].before_read(LOAD, source))
         index = self._issue(LOAD, instruction, waits, region)
-        touched.written[LOAD][where] = index
+        touched.write(LOAD, where, index)
         if source is not None:
-            self._dram[region].read[LOAD][source] = index
+            self._dram[region].read(LOAD, source, index)
 
     def store(
         self, sram: int, region: str, tile: int, *, columns: int, rows: int = 1, stride: int | None = None
@@ -137,14 +137,14 @@ class ProgramBuilder:
         instruction = Store(sram=sram, dram=tile, y_size=rows, x_size=columns, x_stride=stride)
         self._check_region(region, tile, rows, columns, stride, self.config.out_tile_bytes)
         where, out = slice(sram, sram + rows * columns), self._sram["out"]
-        self._check_depth("out", sram + rows * columns, len(out.read[0]))
+        self._check_depth("out", sram + rows * columns, out.tiles)
         target = self._dram_range(region, tile, rows, columns, stride, self.config.out_tile_bytes)
         if target is None:
             raise CompileError("is read-only", where=f"region {region!r}")
         waits = merge(out.before_read(STORE, where), self._dram[region].before_write(STORE, target))
         index = self._issue(STORE, instruction, waits, region)
-        out.read[STORE][where] = index
-        self._dram[region].written[STORE][target] = index
+        out.read(STORE, where, index)
+        self._dram[region].write(STORE, target, index)
 
     def gemm(self, uops: IntArray, loops: Loops = (), *, reset: bool = False) -> None:
         """acc[dst] += inp[src] x wgt[wgt]^T over the loops (outer first) and the micro-ops (innermost).
@@ -165,17 +165,17 @@ class ProgramBuilder:
             reset=reset, uop_begin=begin, uop_end=begin + len(uops), iter_out=outer[0], iter_in=inner[0],
             dst_out=outer[1], dst_in=inner[1], src_out=outer[2], src_in=inner[2], wgt_out=outer[3], wgt_in=inner[3],
         )  # fmt: skip
-        dst, src, wgt = self._footprint(uops, outer, inner)
+        dst, src, wgt = _footprint(uops, outer, inner)
         waits = self._sram["out"].before_write(COMPUTE, dst)
         if not reset:
             waits = merge(
                 waits, self._sram["inp"].before_read(COMPUTE, src), self._sram["wgt"].before_read(COMPUTE, wgt)
             )
         index = self._compute(instruction, waits, None)
-        self._sram["out"].written[COMPUTE][dst] = index
+        self._sram["out"].write(COMPUTE, dst, index)
         if not reset:
-            self._sram["inp"].read[COMPUTE][src] = index
-            self._sram["wgt"].read[COMPUTE][wgt] = index
+            self._sram["inp"].read(COMPUTE, src, index)
+            self._sram["wgt"].read(COMPUTE, wgt, index)
 
     def alu(self, kind: AluKind, uops: IntArray, loops: Loops = (), *, immediate: int | None = None) -> None:
         """acc[dst] = kind(acc[dst], immediate), or kind(acc[dst], acc[src]).
@@ -192,9 +192,9 @@ class ProgramBuilder:
             dst_out=outer[1], dst_in=inner[1], src_out=outer[2], src_in=inner[2],
             use_imm=immediate is not None, imm=immediate or 0,
         )  # fmt: skip
-        dst, _, _ = self._footprint(triples, (*outer, 0), (*inner, 0))
+        dst, _, _ = _footprint(triples, (*outer, 0), (*inner, 0))
         index = self._compute(instruction, self._sram["out"].before_write(COMPUTE, dst), None)
-        self._sram["out"].written[COMPUTE][dst] = index
+        self._sram["out"].write(COMPUTE, dst, index)
 
     def uops_at(self, uops: Index) -> int:
         """First buffer entry of a micro-op sequence, int64[n, 3]; loads it if it is not there."""
@@ -243,16 +243,6 @@ class ProgramBuilder:
         self._targets.append(region)
         return index
 
-    def _footprint(self, uops: Index, outer: Loop, inner: Loop) -> tuple[Index, ...]:
-        """The tiles that the loops touch: accumulators, inputs, weights."""
-        key = (uops.tobytes(), outer, inner)
-        if key not in self._footprints:
-            steps = _steps(outer[0], outer[1:])[:, None] + _steps(inner[0], inner[1:])[None]
-            _check_distance((steps[..., :1] + uops[:, 0]).reshape(-1))
-            steps = steps.reshape(-1, 3)
-            self._footprints[key] = tuple(_distinct_sums(steps[:, i], uops[:, i]) for i in range(3))
-        return self._footprints[key]
-
     def _dram_range(
         self, region: str, tile: int, rows: int, columns: int, stride: int, size: int
     ) -> Index | slice | None:
@@ -292,6 +282,33 @@ def _two(loops: Loops, width: int) -> tuple[Loop, Loop]:
     once = (1,) + (0,) * (width - 1)
     padded = [once] * (2 - len(loops)) + [tuple(int(v) for v in loop) for loop in loops]
     return padded[0], padded[1]
+
+
+def _footprint(uops: Index, outer: Loop, inner: Loop) -> tuple[Index | slice, ...]:
+    """The tiles that the loops touch: accumulators, inputs, weights."""
+    # Sequences of other slots differ in their bases only.
+    first = uops[0]
+    found = _relative_footprint((uops - first).tobytes(), outer, inner)
+    return tuple(
+        slice(tiles.start + base, tiles.stop + base) if isinstance(tiles, slice) else tiles + base
+        for tiles, base in zip(found, first.tolist(), strict=True)
+    )
+
+
+@lru_cache(maxsize=4096)
+def _relative_footprint(uops: bytes, outer: Loop, inner: Loop) -> tuple[Index | slice, ...]:
+    """The same, counted from the first micro-op; a slice where the tiles are neighbours."""
+    table = np.frombuffer(uops, np.int64).reshape(-1, 3)
+    steps = _steps(outer[0], outer[1:])[:, None] + _steps(inner[0], inner[1:])[None]
+    _check_distance((steps[..., :1] + table[:, 0]).reshape(-1))
+    steps = steps.reshape(-1, 3)
+    found = []
+    for i in range(3):
+        low = int(table[:, i].min())
+        tiles = _distinct_sums(steps[:, i], table[:, i] - low) + low
+        is_run = tiles[-1] - tiles[0] == len(tiles) - 1
+        found.append(slice(int(tiles[0]), int(tiles[-1]) + 1) if is_run else tiles)
+    return tuple(found)
 
 
 def _steps(count: int, advance: Loop) -> Index:

@@ -35,6 +35,7 @@ FLAGS = {
     (STORE, COMPUTE): ("pop_prev", "push_next"),
 }
 
+UNCONNECTED = {LOAD: STORE, STORE: LOAD}
 MOST_TOKENS = 128
 """Tokens that may wait in a queue when a unit issues an instruction; 255 is what every design holds."""
 FEWER_TOKENS = 64
@@ -47,35 +48,50 @@ class Touched:
     """For every tile of one memory: the last instruction of each unit that read it and that wrote it."""
 
     def __init__(self, tiles: int) -> None:
-        self.read = np.full((3, tiles), NEVER, np.int64)
-        self.written = np.full((3, tiles), NEVER, np.int64)
+        self.tiles = tiles
+        # By unit, as soon as it does so at all: most memories have one reader and one writer.
+        self._read: dict[int, Index] = {}
+        self._written: dict[int, Index] = {}
 
     def before_read(self, unit: int, tiles: Index | slice) -> dict[int, int]:
         """What `unit` must wait for before it reads `tiles`: unit -> its instruction."""
-        return _latest(self.written, unit, tiles)
+        return _latest(self._written, unit, tiles)
 
     def before_write(self, unit: int, tiles: Index | slice) -> dict[int, int]:
         """What `unit` must wait for before it writes `tiles`."""
-        return merge(_latest(self.written, unit, tiles), _latest(self.read, unit, tiles))
+        return merge(_latest(self._written, unit, tiles), _latest(self._read, unit, tiles))
+
+    def read(self, unit: int, tiles: Index | slice, index: int) -> None:
+        """Instruction `index` of `unit` reads `tiles`."""
+        self._mark(self._read, unit, tiles, index)
+
+    def write(self, unit: int, tiles: Index | slice, index: int) -> None:
+        """Instruction `index` of `unit` writes `tiles`."""
+        self._mark(self._written, unit, tiles, index)
+
+    def _mark(self, table: dict[int, Index], unit: int, tiles: Index | slice, index: int) -> None:
+        if unit not in table:
+            table[unit] = np.full(self.tiles, NEVER, np.int64)
+        table[unit][tiles] = index
 
 
-def _latest(table: npt.NDArray[np.int64], unit: int, tiles: Index | slice) -> dict[int, int]:
+def _latest(table: Mapping[int, Index], unit: int, tiles: Index | slice) -> dict[int, int]:
     found = {}
-    for other in (LOAD, COMPUTE, STORE):
+    for other, latest in table.items():
         if other != unit:
-            part = table[other][tiles]
-            last = int(part.max()) if part.size else NEVER
+            last = int(np.maximum.reduce(latest[tiles], initial=NEVER))
             if last > NEVER:
                 found[other] = last
     return found
 
 
-def merge(*waits: Mapping[int, int]) -> dict[int, int]:
+def merge(first: Mapping[int, int], *others: Mapping[int, int]) -> dict[int, int]:
     """The later instruction per unit."""
-    result: dict[int, int] = {}
-    for wait in waits:
+    result = dict(first)
+    for wait in others:
         for unit, index in wait.items():
-            result[unit] = max(index, result.get(unit, NEVER))
+            if index > result.get(unit, NEVER):
+                result[unit] = index
     return result
 
 
@@ -97,7 +113,7 @@ class Dependences:
 
     def needs_relay(self, unit: int, waits: Mapping[int, int]) -> int | None:
         """The instruction of the unit without a queue to `unit` that only a new compute NOP can make it wait for."""
-        other = {LOAD: STORE, STORE: LOAD}.get(unit)
+        other = UNCONNECTED.get(unit)
         if other is None or other not in waits or self._known[unit][other] >= waits[other]:
             return None
         seen = self._seen_by_compute[other]
@@ -106,7 +122,7 @@ class Dependences:
     def issue(self, unit: int, instruction: Flags, waits: Mapping[int, int]) -> int:
         """Append an instruction that waits for `waits` (unit -> instruction); sets flags on both sides."""
         waits = merge(waits, self._throttle(unit))
-        other = {LOAD: STORE, STORE: LOAD}.get(unit)
+        other = UNCONNECTED.get(unit)
         if other is not None and other in waits:
             index = waits.pop(other)
             if self._known[unit][other] < index:
