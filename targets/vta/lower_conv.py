@@ -7,7 +7,7 @@ fused behind them.
 Padding with another number than 0 is a sum of constants behind the taps (`offset_padding`).
 Maxima commute with the bias of a channel, the shift and the clamp, which are monotone, so a pooling that is the only
 reader of a layer runs first and leaves fewer accumulators to the rest. A layer with float32 output leaves in planes of
-the output's width, bias added, and the host scales it.
+the output's width, bias added, and the host scales it. A bias is one more reduction step where that pays (`bias`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from lpsn_tvm.errors import CompileError
 from lpsn_tvm.quant import exponent_of
 from lpsn_tvm.schedules.vta.ops import Plane, Pool, Scalar, Step, Store
+from lpsn_tvm.targets.vta.bias import bias_steps
 from lpsn_tvm.targets.vta.epilogue import add_steps, clamp_steps, rounding_of, shift_steps, sum_range
 from lpsn_tvm.targets.vta.first_layer import sources_of
 from lpsn_tvm.targets.vta.forms import Array, Value
@@ -193,9 +194,11 @@ def _requantized(
             raise CompileError("its residual's scale is too far from its accumulator's", where=layer.node.name)
     rest = shift - drop
     rounding = rounding_of(rest) << drop
+    tiles = result.tiles
     if pooling is not None and layer.residual is None:
         steps.append(pooling)
-    steps += add_steps(context, name, result.form, layer.bias + rounding)
+        tiles = pooling.height, pooling.width
+    steps += bias_steps(context, name, result, tiles, layer.bias + rounding)
     steps += shift_steps(context, f"{name}.drop", result.form, drop)
     low, high = (low + rounding) >> drop, (high + rounding) >> drop
     if layer.residual is not None:
