@@ -21,7 +21,7 @@ import tvm
 from tvm import tirx
 
 from lpsn_tvm.errors import CompileError
-from lpsn_tvm.schedules.cuda.tir import ROLLED
+from lpsn_tvm.schedules.cuda.tir import EXPLICIT, ROLLED
 
 NVCC_FLAGS = ("-O3", "-std=c++17", "-fmad=false", "-Xptxas", "-v")
 DEVICE_LAUNCH = 2
@@ -83,9 +83,11 @@ def cuda_target(arch: str) -> Any:
     return tvm.target.Target({"kind": "cuda", "arch": arch}, host=tvm.target.Target("llvm"))
 
 
-def _passes() -> Any:
-    """TVM's lowering without the passes that insert barriers or share buffers: kernels say both themselves."""
-    t, s = tirx.transform, tvm.s_tir.transform
+def _block_passes() -> Any:
+    """Lowering of the blocks of scheduled functions. Explicit kernels are kept from it: it would cut their shared
+    memory down to the elements whose addresses are taken.
+    """
+    s = tvm.s_tir.transform
     return tvm.transform.Sequential(
         [
             s.CanonicalizeLoop(),
@@ -94,6 +96,15 @@ def _passes() -> Any:
             s.ConvertBlocksToOpaque(),
             s.LiftThreadBinding(),
             s.CompactBufferAllocation(),
+        ]
+    )
+
+
+def _passes() -> Any:
+    """TVM's lowering without the passes that insert barriers or share buffers: kernels say both themselves."""
+    t, s = tirx.transform, tvm.s_tir.transform
+    return tvm.transform.Sequential(
+        [
             s.UnifyThreadBinding(),
             s.LowerMatchBuffer(),
             s.StmtSimplify(),
@@ -135,6 +146,10 @@ def cuda_source(functions: Mapping[str, Any], arch: str) -> CudaSource:
     try:
         mod = tirx.transform.BindTarget(target)(tvm.IRModule(named))
         with target, tvm.transform.PassContext(opt_level=3):
+            explicit = {v: f for v, f in mod.functions.items() if EXPLICIT in f.attrs}
+            scheduled = {v: f for v, f in mod.functions.items() if EXPLICIT not in f.attrs}
+            mod = _block_passes()(tvm.IRModule(scheduled))
+            mod.update(tvm.IRModule(explicit))
             mod = _passes()(mod)
         device = tvm.IRModule({v: f for v, f in mod.functions.items() if _is_device(f)})
         source = _device_source(device, target)

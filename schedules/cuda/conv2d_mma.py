@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 from lpsn_tvm.schedules.cuda.conv_core import convolution
+from lpsn_tvm.schedules.cuda.dense_dp4a import MOST_ROWS, few_rows
 from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Tile, reduction
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
 from lpsn_tvm.schedules.cuda.tiles import choose_tile
@@ -43,9 +44,12 @@ def conv2d(
     oh = (height + top + bottom - dilation[0] * (kh - 1) - 1) // strides[0] + 1
     ow = (width + left + right - dilation[1] * (kw - 1) - 1) // strides[1] + 1
     out = TensorSpec((batch, weight.shape[0], oh, ow), str(attrs.get("out_dtype", "uint8")), BLOCK)
-    blocks, group = reduction(weight.shape[0], groups, weight.shape[1], data.blocks, BLOCK)
     if not is_supported(inputs, out):
         return None
+    if tile is None and is_dense(data, weight, attrs):
+        data = data.with_block(BLOCK)
+        return few_rows((data, out), weight[:, :, 0, 0], constants, attrs, isa, has_residual=len(inputs) == 2)
+    blocks, group = reduction(weight.shape[0], groups, weight.shape[1], data.blocks, BLOCK)
     shift = nibble_shift(weight)
     geometry = ConvGeometry(
         batch=batch,
@@ -71,6 +75,12 @@ def conv2d(
         blocks, group = reduction(weight.shape[0], groups, weight.shape[1], data.blocks, geometry.tile.columns)
         geometry = replace(geometry, reduce_blocks=blocks, group=group)
     return make_kernel("conv2d_mma", geometry, isa, constants, attrs, (data, out), shift or 0)
+
+
+def is_dense(data: TensorSpec, weight: Array, attrs: Mapping[str, Any]) -> bool:
+    """Whether a convolution is a dense layer of few samples (squeeze and excitation)."""
+    is_pixel = data.shape[2:] == (1, 1) == weight.shape[2:]
+    return is_pixel and data.shape[0] <= MOST_ROWS and attrs.get("groups", 1) == 1 and not any(attrs["padding"])
 
 
 def is_supported(inputs: tuple[TensorSpec, ...], out: TensorSpec) -> bool:

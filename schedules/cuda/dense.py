@@ -1,4 +1,4 @@
-"""`lpsn.dense` on tensor cores: a convolution of one pixel per sample."""
+"""`lpsn.dense` on tensor cores: a convolution of one pixel per sample; few samples have a kernel of their own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm.schedules.cuda.conv2d_mma import is_supported, make_kernel
+from lpsn_tvm.schedules.cuda.dense_dp4a import MOST_ROWS, few_rows
 from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Tile
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
 from lpsn_tvm.schedules.cuda.tiles import choose_tile
@@ -31,6 +32,8 @@ def dense(
     out = TensorSpec((data.shape[0], weight.shape[0]), str(attrs.get("out_dtype", "uint8")), BLOCK)
     if not is_supported(inputs, out):
         return None
+    if tile is None and data.shape[0] <= MOST_ROWS:
+        return few_rows((data, out), weight[:, :, 0, 0], constants, attrs, isa, has_residual=len(inputs) == 2)
     shift = nibble_shift(weight)
     geometry = ConvGeometry(
         batch=data.shape[0],

@@ -99,15 +99,21 @@ def copy(size: int) -> Function:
     )
 
 
-UNPACK_NIBBLES = _function(
-    "void lpsn_unpack_nibbles(int* to, const int* from)",
-    "#pragma unroll\n"
-    "  for (int i = 0; i < 4; ++i) {\n"
-    "    to[2 * i] = (int)(((unsigned int)from[i] << 4) & 0xF0F0F0F0u);\n"
-    "    to[2 * i + 1] = (int)((unsigned int)from[i] & 0xF0F0F0F0u);\n"
-    "  }",
-)
+def _unpack(name: str, words: int) -> Function:
+    return _function(
+        f"void {name}(int* to, const int* from)",
+        "#pragma unroll\n"
+        f"  for (int i = 0; i < {words}; ++i) {{\n"
+        "    to[2 * i] = (int)(((unsigned int)from[i] << 4) & 0xF0F0F0F0u);\n"
+        "    to[2 * i + 1] = (int)((unsigned int)from[i] & 0xF0F0F0F0u);\n"
+        "  }",
+    )
+
+
+UNPACK_NIBBLES = _unpack("lpsn_unpack_nibbles", 4)
 """32 signed nibbles -> 32 bytes that hold them times 16."""
+UNPACK_PAIR = _unpack("lpsn_unpack_pair", 2)
+"""16 signed nibbles -> 16 bytes that hold them times 16."""
 
 SCALED = _function("float lpsn_scaled(int total, float scale)", "  return __fmul_rn(__int2float_rn(total), scale);")
 """float32(total) * scale, rounded once."""
@@ -137,3 +143,23 @@ STORE_BYTES = _function(
     "  *(uint2*)to = make_uint2(words[0], words[1]);",
 )
 """Eight integers as eight bytes."""
+
+
+def dot(dtype: str) -> Function:
+    """A sum and four products of bytes: `dtype` x int8."""
+    x = "u32" if dtype == "uint8" else "s32"
+    return _function(
+        f"int lpsn_dot_{x}(int a, int b, int total)",
+        "  int result;\n"
+        f'  asm volatile("dp4a.{x}.s32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(total));\n'
+        "  return result;",
+    )
+
+
+WARP_SUM = _function(
+    "int lpsn_warp_sum(int value)",
+    "#pragma unroll\n"
+    "  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xFFFFFFFFu, value, step);\n"
+    "  return value;",
+)
+"""Sum over the lanes of a warp, in every lane."""

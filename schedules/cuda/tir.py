@@ -16,6 +16,8 @@ from tvm.backend.cuda.op import cuda_func_call
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+EXPLICIT = "lpsn.explicit"
+"""Attribute of functions whose memory and barriers are as written."""
 Argument = tuple[str, Sequence[int], str]
 
 
@@ -27,7 +29,7 @@ def prim_func(arguments: Sequence[Argument], body: Callable[..., None], workspac
         with T.prim_func():
             T.func_name("main")
             # 8 is opaque: operator fusion leaves a finished kernel alone.
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, EXPLICIT: True})
             buffers = [T.arg(name, T.Buffer(tuple(shape), dtype)) for name, shape, dtype in arguments]
             flat = [
                 _named(name, T.decl_buffer((_size(shape),), dtype, data=buffer.data))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lpsn_tvm.schedules.cuda import conv_core, intrinsics
 from lpsn_tvm.schedules.cuda.conv2d_mma import conv2d
-from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Tile
+from lpsn_tvm.schedules.cuda.geometry import Tile
 from lpsn_tvm.schedules.cuda.isa import ARCHITECTURES
 from lpsn_tvm.schedules.kernel import TensorSpec
 
@@ -48,7 +48,7 @@ class Case:
         return n, self.out_channels, oh, ow
 
 
-def _check(case: Case, arch: str, tile: Tile | None = None, seed: int = 0) -> ConvGeometry:
+def _check(case: Case, arch: str, tile: Tile | None = None, seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
     limit = 1 << case.bits - 1
     per_group = case.shape[1] // case.groups
@@ -73,7 +73,7 @@ def _check(case: Case, arch: str, tile: Tile | None = None, seed: int = 0) -> Co
         arrays.append(rng.integers(low, low + 256, case.out_shape).astype(case.out_dtype))
         attrs |= {"residual_multiplier": 0.71, "residual_zero_point": 5}
     kernel = assert_exact("conv2d", arrays, constants, attrs, arch, tile)
-    geometry: ConvGeometry = kernel.key[2]  # type: ignore[assignment]
+    geometry: Any = kernel.key[2]
     return geometry
 
 
@@ -174,6 +174,11 @@ def _offer(weight: np.ndarray, groups: int = 1, dtype: str = "uint8") -> Any:
     constants = {"weight": weight, "bias": np.zeros(len(weight), np.int32), "scale": np.ones(1, np.float32)}
     attrs = {"strides": (1, 1), "padding": (1, 1, 1, 1), "groups": groups}
     return conv2d((TensorSpec((1, channels, 8, 8), dtype, 32),), constants, attrs, ARCHITECTURES[PIPELINED])
+
+
+def test_one_pixel_is_a_dense_layer() -> None:
+    """Squeeze and excitation."""
+    _check(Case((2, 70, 1, 1), 40, kernel=(1, 1), padding=(0, 0, 0, 0), bits=4), PIPELINED)
 
 
 def test_leaves_to_others() -> None:
