@@ -86,6 +86,7 @@ COPY_LAMBDA = """auto cp = [](void* to, const void* from) {
         ("a[t] = (int)(b[t] + t * 1e9f);", "outside of the integer's range"),
         ("a[t / 2] = t;", "race on array 0"),
         ("__shared__ int s[8]; s[t % 8] = t; a[t] = s[0];", "race on static shared memory"),
+        ("__shared__ int s[65]; s[t] = t; __syncthreads(); s[t] = s[t + 1]; a[t] = s[t];", "writes what thread 0 of"),
         ("extern __shared__ int s[]; s[t] = t;", "at offset 16 of 16 bytes of dynamic shared memory"),
         ("if (t < 7) __syncwarp(127); else if (t < 9) __syncwarp(); ", "deadlock|has exited"),
         ("if (t % 2) return; a[t] = __shfl_sync(0xffffffffu, t, 0);", "has exited"),

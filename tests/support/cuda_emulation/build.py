@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +32,9 @@ def compiler() -> str | None:
     return shutil.which("g++")
 
 
+_KEEP_SECONDS = 3 * 24 * 3600
+
+
 @cache
 def _cache() -> Path:
     """Folder of compiled files. It lives beside other temporary files, and belongs to this user alone."""
@@ -37,11 +42,17 @@ def _cache() -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to another user")
+    for path in folder.glob("*.*"):
+        try:
+            if time.time() - path.stat().st_mtime > _KEEP_SECONDS:
+                path.unlink(missing_ok=True)
+        except FileNotFoundError:  # another process was quicker
+            continue
     return folder
 
 
-def _run(arguments: list[str]) -> None:
-    done = subprocess.run(arguments, capture_output=True, text=True)
+def _run(arguments: list[str], folder: str) -> None:
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=folder)
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)}\n{done.stderr[:4000]}")
 
@@ -52,28 +63,25 @@ def _own_digest() -> str:
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 
-def _build(key: str, suffix: str, command: list[str], source: str | None = None) -> Path:
-    """The file that `command` (plus `-o FILE`) makes, from the cache if `key` was built before.
+def _build(suffix: str, steps: Sequence[Sequence[str]], source: str = "") -> Path:
+    """The file `out` that the last step writes, from the cache if the same steps ran before on the same `kernel.cpp`.
 
-    The command writes to a name of its own, so that processes that build the same thing do not disturb each other.
+    Steps run in a folder of their own, so that processes that build the same thing do not disturb each other.
     """
-    digest = hashlib.sha256("\0".join([key, _own_digest(), suffix, *command, source or ""]).encode()).hexdigest()[:32]
-    target = _cache() / f"{digest}{suffix}"
+    key = "\0".join([_own_digest(), source, *(argument for step in steps for argument in step)])
+    target = _cache() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{suffix}"
     if target.exists():
         return target
     with tempfile.TemporaryDirectory(dir=_cache()) as scratch:
-        written = Path(scratch) / f"out{suffix}"
-        if source is not None:
-            path = Path(scratch) / "kernel.cpp"
-            path.write_text(source)
-            command = [*command, str(path)]
-        _run([*command, "-o", str(written)])
-        written.replace(target)
+        (Path(scratch) / "kernel.cpp").write_text(source)
+        for step in steps:
+            _run(list(step), scratch)
+        (Path(scratch) / "out").replace(target)
     return target
 
 
 def _runtime_object(name: str) -> Path:
-    return _build(name, ".o", ["g++", *_FLAGS, "-O3", "-c", str(_FOLDER / f"{name}.cpp")])
+    return _build(".o", [["g++", *_FLAGS, "-O3", "-c", str(_FOLDER / f"{name}.cpp"), "-o", "out"]])
 
 
 def build_library(source: str, *, arch: int, checked: bool, contract: bool) -> Path:
@@ -95,6 +103,8 @@ def build_library(source: str, *, arch: int, checked: bool, contract: bool) -> P
     flags = [*_FLAGS, f"-D__CUDA_ARCH__={arch * 10}"]
     flags += ["-O2", "-ffp-contract=fast", "-mfma"] if contract else ["-O1", "-ffp-contract=off"]
     flags += ["-fsanitize=thread", "-fsanitize=alignment,bounds,float-cast-overflow"] if checked else []
-    kernel = _build("kernel", ".o", ["g++", *flags, "-c"], text)
-    objects = [str(kernel), *(str(_runtime_object(name)) for name in _RUNTIME)]
-    return _build("library", ".so", ["g++", "-shared", "-Wl,-Bsymbolic", "-Wl,-z,noexecstack", *objects])
+    # Linked without -fsanitize: its calls end in `checks.cpp`, not in the sanitizer's own library.
+    compiled = ["g++", *flags, "-c", "kernel.cpp", "-o", "kernel.o"]
+    objects = [str(_runtime_object(name)) for name in _RUNTIME]
+    linked = ["g++", "-shared", "-Wl,-Bsymbolic", "-Wl,-z,noexecstack", "kernel.o", *objects, "-o", "out"]
+    return _build(".so", [compiled, linked], text)

@@ -247,6 +247,7 @@ void make_fibers(int threads) {
       fail_in_scheduler("no memory for the stacks of %d threads", threads);
       return;
     }
+    mprotect(memory, 4096, PROT_NONE);  // a stack that overflows must not reach the next thread's
     stacks.push_back(static_cast<char*>(memory));
   }
   machine.fibers.resize(threads);
