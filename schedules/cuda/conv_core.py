@@ -346,25 +346,54 @@ class _Block:
     def _finish(self) -> None:
         """A lane holds eight neighbouring channels of every block of 32, for two pixels of every 16."""
         g, tile = self.g, self.g.tile
-        pixels = g.out_size[0] * g.out_size[1]
         count = tile.m_tiles * 2
-        places = registers(count)
         channel = T.truncmod(self.lane, 4) * CHANNELS
         first = self.row_tile * tile.rows + self.warp_m * (tile.m_tiles * 16) + T.truncdiv(self.lane, 4)
-        for i in range(count):
-            n, pixel = unravel(first + i * 8, g.batch, pixels)
-            store(places, i, (n * (g.out_blocks * pixels) + pixel) * BLOCK + channel)
+        places = self._places([first + i * 8 for i in range(count)])
         for n in range(tile.n_blocks):
             block = self.column_tile * (tile.columns // BLOCK) + self.warp_n * tile.n_blocks + n
             with when(True if g.packed_blocks == g.out_blocks else block < g.out_blocks):
                 if self.workspace is None:
                     self.epilogue.load(block * BLOCK + channel)
                 for i in range(count):
-                    with when(True if g.pixels % tile.rows == 0 else first + i * 8 < g.pixels):
+                    at, is_inside = places(i, block)
+                    with when(is_inside):
                         m, e = divmod(i, 2)
-                        at = (m * tile.n_blocks + n) * 16
-                        sums = [self.acc[at + j * 4 + e * 2 + c] for j in range(4) for c in range(2)]
-                        self._write(sums, places[i] + block * (pixels * BLOCK))
+                        base = (m * tile.n_blocks + n) * 16
+                        sums = [self.acc[base + j * 4 + e * 2 + c] for j in range(4) for c in range(2)]
+                        self._write(sums, at * BLOCK + channel)
+
+    def _places(self, rows: list[Any]) -> Callable[[int, Any], tuple[Any, Any]]:
+        """(row, output block) -> (pixel of the output, whether it exists)."""
+        g = self.g
+        if g.interleave is not None:
+            return self._interleaved_places(rows)
+        pixels = g.out_size[0] * g.out_size[1]
+        starts = registers(len(rows))
+        for i, row in enumerate(rows):
+            n, pixel = unravel(row, g.batch, pixels)
+            store(starts, i, n * (g.out_blocks * pixels) + pixel)
+
+        def place(i: int, block: Any) -> tuple[Any, Any]:
+            return starts[i] + block * pixels, True if g.pixels % g.tile.rows == 0 else rows[i] < g.pixels
+
+        return place
+
+    def _interleaved_places(self, rows: list[Any]) -> Callable[[int, Any], tuple[Any, Any]]:
+        g, interleave = self.g, self.g.interleave
+        assert interleave is not None
+        (sy, sx), (height, width) = interleave.strides, interleave.size
+        blocks = g.out_blocks // interleave.phases
+
+        def place(i: int, block: Any) -> tuple[Any, Any]:
+            n, y, x = unravel(rows[i], g.batch, *g.out_size)
+            phase_y, phase_x, channel_block = unravel(block, sy, sx, blocks)
+            y, x = y * sy + phase_y - interleave.crop[0], x * sx + phase_x - interleave.crop[1]
+            inside = T.And(T.And(y >= 0, y < height), T.And(x >= 0, x < width))
+            at = ((n * blocks + channel_block) * height + y) * width + x
+            return at, T.And(inside, rows[i] < g.pixels)
+
+        return place
 
     def _write(self, sums: list[Any], at: Any) -> None:
         if self.workspace is None:

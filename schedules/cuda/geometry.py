@@ -58,6 +58,26 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Interleave:
+    """How the results of a transposed convolution are written: position `phase` of window `q` is output pixel
+    `q * strides + phase - crop`, where that lies within `size`.
+
+    Parameters
+    ----------
+    strides, crop, size : (int, int)
+    """
+
+    strides: tuple[int, int]
+    crop: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def phases(self) -> int:
+        """Positions within a stride."""
+        return self.strides[0] * self.strides[1]
+
+
+@dataclass(frozen=True)
 class ConvGeometry:
     """Everything that the code of a convolution depends on.
 
@@ -83,6 +103,8 @@ class ConvGeometry:
         8, or 4: two weights in a byte, unpacked in registers.
     is_flat : bool
         Tensors have no height and width (dense layers).
+    interleave : Interleave or None
+        Transposed convolutions: `out_blocks` counts the blocks of all phases, `out_size` windows.
     tile : Tile
     """
 
@@ -104,6 +126,7 @@ class ConvGeometry:
     weight_bits: int
     tile: Tile
     is_flat: bool = False
+    interleave: Interleave | None = None
 
     @property
     def pixels(self) -> int:
@@ -178,6 +201,8 @@ class ConvGeometry:
     @property
     def out_shape(self) -> tuple[int, ...]:
         """Shape of the output in memory."""
+        if self.interleave is not None:
+            return (self.batch, self.out_blocks // self.interleave.phases, *self.interleave.size, BLOCK)
         return (self.batch, self.out_blocks, *(() if self.is_flat else self.out_size), BLOCK)
 
     @property

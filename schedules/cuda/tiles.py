@@ -55,7 +55,7 @@ def candidates(geometry: ConvGeometry, isa: CudaIsa) -> Iterator[Tile]:
                 continue
             if tile.stages * replace(geometry, tile=tile).stage_bytes > isa.shared_bytes:
                 continue
-            for splits in SPLITS:
+            for splits in SPLITS if geometry.interleave is None else SPLITS[:1]:
                 if splits == 1 or geometry.ksteps >= splits * ksteps * 4:
                     yield replace(tile, splits=splits)
 

@@ -11,14 +11,15 @@ from cuda_emulation import compile_kernel
 
 from lpsn_tvm import quant
 from lpsn_tvm.schedules.cuda.conv2d_mma import conv2d
+from lpsn_tvm.schedules.cuda.conv2d_transpose_mma import conv2d_transpose
 from lpsn_tvm.schedules.cuda.dense import dense
 from lpsn_tvm.schedules.cuda.geometry import Tile
 from lpsn_tvm.schedules.cuda.isa import ARCHITECTURES
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.targets.cuda_compile import CudaSource, cuda_source
 
-BUILDERS = {"conv2d": conv2d, "dense": dense}
-REFERENCES = {"conv2d": quant.conv2d, "dense": quant.dense}
+BUILDERS = {"conv2d": conv2d, "conv2d_transpose": conv2d_transpose, "dense": dense}
+REFERENCES = {"conv2d": quant.conv2d, "conv2d_transpose": quant.conv2d_transpose, "dense": quant.dense}
 
 
 @cache
