@@ -47,7 +47,9 @@ def candidates(geometry: ConvGeometry, isa: CudaIsa) -> Iterator[Tile]:
     units = KSTEP // geometry.chunk
     for rows, columns, warps_m, warps_n in SHAPES:
         is_mixed = geometry.group is not None and columns > BLOCK and geometry.group[0] % columns != 0
-        if columns > max(BLOCK, geometry.out_blocks * BLOCK) or is_mixed:
+        # Where taps share a k-step, a thread remembers too many pixels for large tiles.
+        is_crowded = geometry.in_block < KSTEP and rows * columns > 64 * 128
+        if columns > max(BLOCK, geometry.out_blocks * BLOCK) or is_mixed or is_crowded:
             continue
         for ksteps in KSTEPS if isa.has_cp_async else KSTEPS[:2]:
             tile = Tile(rows, columns, warps_m, warps_n, ksteps, stages=4 if isa.has_cp_async else 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cuda_sass
 import numpy as np
 import pytest
@@ -10,16 +12,14 @@ from lpsn_tvm.schedules.cuda.conv2d_mma import conv2d
 from lpsn_tvm.schedules.cuda.dense import dense
 from lpsn_tvm.schedules.cuda.geometry import Tile
 from lpsn_tvm.schedules.cuda.isa import ARCHITECTURES, CudaIsa
-from lpsn_tvm.schedules.cuda.tiles import KSTEPS, SHAPES
+from lpsn_tvm.schedules.cuda.tiles import candidates
 from lpsn_tvm.schedules.kernel import Kernel, TensorSpec
 from lpsn_tvm.targets.cuda_compile import cuda_source
 
 SHARED_LIMIT = {"sm_75": 64, "sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227}
 
 
-def _conv2d(
-    isa: CudaIsa, tile: Tile | None, bits: int = 8, channels: int = 256, kernel: int = 3, size: int = 28
-) -> Kernel:
+def _conv2d(isa: CudaIsa, tile: Tile | None, bits: int = 8, channels: int = 256, kernel: int = 3) -> Kernel:
     rng = np.random.default_rng(0)
     out, limit = 256, 1 << bits - 1
     stride = 1 if channels > 4 else 2
@@ -28,22 +28,22 @@ def _conv2d(
         "bias": np.zeros(out, np.int32),
         "scale": np.ones(out, np.float32),
     }
-    data = TensorSpec((8, channels, size, size), "uint8", 32)
-    residual = TensorSpec((8, out, -(-size // stride), -(-size // stride)), "uint8", 32)
+    data = TensorSpec((8, channels, 28, 28), "uint8", 32)
+    residual = TensorSpec((8, out, -(-28 // stride), -(-28 // stride)), "uint8", 32)
     attrs = {"strides": (stride, stride), "padding": (kernel // 2,) * 4, "x_zero_point": 3}
     made = conv2d((data, residual), constants, attrs, isa, tile)
     assert made is not None
     return made
 
 
-def _dense(isa: CudaIsa) -> Kernel:
+def _dense(isa: CudaIsa, batch: int) -> Kernel:
     rng = np.random.default_rng(0)
     constants = {
         "weight": rng.integers(-128, 128, (512, 1000)).astype(np.int8),
         "bias": np.zeros(1000, np.int32),
         "scale": np.ones(1000, np.float32),
     }
-    made = dense((TensorSpec((1, 512), "uint8"),), constants, {"out_dtype": "float32"}, isa)
+    made = dense((TensorSpec((batch, 512), "uint8"),), constants, {"out_dtype": "float32"}, isa)
     assert made is not None
     return made
 
@@ -77,8 +77,8 @@ def test_default_kernels(arch: str) -> None:
     kernels = {
         "conv2d": _conv2d(isa, None),
         "conv2d_4bit": _conv2d(isa, None, bits=4),
-        "conv2d_colours": _conv2d(isa, None, channels=3, kernel=7, size=56),
-        "dense": _dense(isa),
+        "conv2d_colours": _conv2d(isa, None, channels=3, kernel=7),
+        "dense": _dense(isa, 8),
     }
     _check(kernels, arch)
 
@@ -88,14 +88,23 @@ def test_default_kernels(arch: str) -> None:
 def test_every_tile(arch: str) -> None:
     isa = ARCHITECTURES[arch]
     kernels = {}
-    for rows, columns, warps_m, warps_n in SHAPES:
-        for ksteps in KSTEPS if isa.has_cp_async else KSTEPS[:2]:
-            tile = Tile(rows, columns, warps_m, warps_n, ksteps, 2)
-            for bits in (8, 4):
-                kernels[f"conv_{rows}x{columns}_{ksteps}_{bits}bit"] = _conv2d(isa, tile, bits)
-            if tile.threads // 8 <= rows:
-                kernels[f"colours_{rows}x{columns}_{ksteps}"] = _conv2d(isa, tile, channels=3, kernel=7, size=56)
+    for name, options in {"conv": {}, "conv_4bit": {"bits": 4}, "colours": {"channels": 3, "kernel": 7}}.items():
+        geometry: Any = _conv2d(isa, None, **options).key[2]
+        for tile in candidates(geometry, isa):
+            if tile.splits == 1:
+                kernels[f"{name}_{tile.rows}x{tile.columns}_{tile.ksteps}"] = _conv2d(isa, tile, **options)
+    assert len(kernels) > 30
     _check(kernels, arch)
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
+def test_few_samples(arch: str) -> None:
+    """Dot products of four bytes instead of tensor cores."""
+    cuda_sass.require_tools()
+    source = cuda_source({"dense": _dense(ARCHITECTURES[arch], 1).build()}, arch)
+    (found,) = cuda_sass.kernel_code(source.source, arch).values()
+    assert found.dot_products >= 4
+    assert (found.spill_bytes, found.stack_bytes, found.local_memory) == (0, 0, 0)
 
 
 @pytest.mark.slow
