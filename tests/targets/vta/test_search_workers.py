@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from vta_tile_ops import conv_op
 
 from lpsn_tvm.errors import CompileError
+from lpsn_tvm.targets.vta import search_workers
 from lpsn_tvm.targets.vta.config import PRESETS
 from lpsn_tvm.targets.vta.search import find_schedule
 from lpsn_tvm.targets.vta.search_workers import find_schedules
@@ -55,3 +57,27 @@ def test_an_operator_that_does_not_fit_is_named() -> None:
 
 def test_nothing_to_search() -> None:
     assert find_schedules([], CONFIG) == []
+
+
+def test_the_caller_is_told_and_may_stop_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt while workers are busy ends them."""
+    started: list[subprocess.Popen[str]] = []
+    start = search_workers._start
+
+    def recorded() -> subprocess.Popen[str] | None:
+        process = start()
+        started.extend([] if process is None else [process])
+        return process
+
+    def stop(done: int, total: int) -> None:
+        told.append((done, total))
+        if done:
+            raise KeyboardInterrupt
+
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(search_workers, "_start", recorded)
+    with pytest.raises(KeyboardInterrupt):
+        find_schedules(OPS, CONFIG, cache=False, budget_seconds=0.0, workers=2, finished=stop)
+    assert told == [(0, len(OPS)), (1, len(OPS))]
+    assert len(started) == 2
+    assert all(process.poll() is not None for process in started)
