@@ -39,8 +39,9 @@ def build(
     model : path, bytes or onnx.ModelProto
         External data is read from beside the file.
     target : str or Backend
-        "llvm" (this machine's CPU), a TVM target string such as "llvm -mcpu=cascadelake", "vta" (the accelerator, run
-        through its simulator), "vta -preset=pynq-0.0.2", "vta -config=vta_config.json", or a Backend.
+        "llvm" (this machine's CPU), a TVM target string such as "llvm -mcpu=cascadelake", "cuda" (this machine's GPU),
+        "cuda -arch=sm_86" (any other; several with commas), "vta" (the accelerator, run through its simulator),
+        "vta -preset=pynq-0.0.2", "vta -config=vta_config.json", or a Backend.
     bits : int, (weight bits, activation bits) or None
         2..8; None compiles the (pruned) network in float (llvm only). vta: 8, 4 or (4, 8) choose the geometry.
     calibration : optional

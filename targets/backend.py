@@ -22,6 +22,7 @@ from lpsn_tvm.schedules.kernel import Builder
 Bits = tuple[int, int] | None
 KINDS = {
     "llvm": ("lpsn_tvm.targets.llvm", "llvm_backend"),
+    "cuda": ("lpsn_tvm.targets.cuda", "cuda_backend"),
     "vta": ("lpsn_tvm.targets.vta.backend", "vta_backend"),
 }
 """Target kind -> module and function that makes the backend from the parsed target."""
@@ -70,7 +71,7 @@ class Backend:
     rules : mapping of str to tuple of builders
         Operator ("lpsn.conv2d") -> kernel builders, asked in order; one that returns None passes.
     geometry : object
-        What schedules need to know about the hardware (llvm: `Isa`, vta: `VtaGeometry`).
+        What schedules need to know about the hardware (llvm: `Isa`, cuda: `CudaIsa`, vta: `VtaGeometry`).
     lowering : (backend, module) -> lowered network
     compiler : (backend, lowered network) -> compiled network
     maker : (backend, module, parts, progress) -> Artifact
@@ -146,6 +147,7 @@ def get_backend(target: Any) -> Backend:
 
     "llvm" means this machine's CPU; "llvm -mcpu=cascadelake -mattr=-avx512vbmi" another one. "vta" is the accelerator
     whose geometry follows the bits; "vta -preset=pynq-0.0.2", "vta -config=vta_config.json", "vta -model=rtl".
+    "cuda" is this machine's first GPU, "cuda -arch=sm_86" or "cuda -arch=sm_80,sm_90" are GPUs that need not be here.
 
     Raises
     ------

@@ -10,12 +10,14 @@ from lpsn_tvm.schedules.cuda import (
     convert,
     data_movement,
     direct,
+    direct_float,
     elementwise,
     lookup,
     pooling,
     resize,
 )
 from lpsn_tvm.schedules.cuda.conv2d_mma import conv2d
+from lpsn_tvm.schedules.cuda.conv2d_transpose_mma import conv2d_transpose
 from lpsn_tvm.schedules.cuda.dense import dense
 from lpsn_tvm.schedules.kernel import Builder
 
@@ -25,7 +27,7 @@ RULES: dict[str, tuple[Builder, ...]] = {
     "lpsn.dequantize": (convert.dequantize,),
     "lpsn.requantize": (elementwise.requantize,),
     "lpsn.conv2d": (direct.depthwise, conv2d, direct.conv2d),
-    "lpsn.conv2d_transpose": (direct.conv2d_transpose,),
+    "lpsn.conv2d_transpose": (conv2d_transpose, direct.conv2d_transpose),
     "lpsn.dense": (dense, direct.dense),
     "lpsn.add": (elementwise.add,),
     "lpsn.multiply": (elementwise.multiply,),
@@ -44,6 +46,9 @@ RULES: dict[str, tuple[Builder, ...]] = {
     "lpsn.reshape": (data_movement.reshape,),
     "lpsn.transpose": (data_movement.transpose,),
     # floats
+    "lpsn.float_conv2d": (direct_float.float_conv2d,),
+    "lpsn.float_conv2d_transpose": (direct_float.float_conv2d_transpose,),
+    "lpsn.float_dense": (direct_float.float_dense,),
     "lpsn.float_elementwise": (elementwise.float_elementwise,),
     "lpsn.float_max_pool2d": (pooling.max_pool2d,),
     "lpsn.float_avg_pool2d": (pooling.float_avg_pool2d,),

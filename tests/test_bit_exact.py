@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from integer_operators import FAMILIES, Operators
+from integer_operators import FAMILIES, Operators, is_inexact
 from random_graphs import BLOCKS, models
 from small_graphs import random_feed, simple_plan
 
@@ -40,15 +40,6 @@ def test_operators_equal_the_reference(family: str, target: str) -> None:
     for (name, value), result in zip(want.items(), got, strict=True):
         np.testing.assert_array_equal(np.asarray(result), value, err_msg=name)
         assert np.unique(value).size > 1, f"{name}: the check would not notice an error"
-
-
-MOVES = ("resize_nearest", "strided_slice", "depth_to_space", "reshape", "transpose", "concat")
-
-
-def is_inexact(call: Any) -> bool:
-    """Whether a float operator computes (and may round otherwise), rather than move numbers."""
-    name = graph.op_name(call)
-    return name.startswith(("relax.", "lpsn.float_")) and name.removeprefix("lpsn.float_") not in MOVES
 
 
 def check_network(model: Any, bits: int, seed: int) -> None:

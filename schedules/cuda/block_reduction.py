@@ -21,7 +21,8 @@ THREADS = 128
 
 
 def _shared(dtype: str) -> Any:
-    return T.alloc_buffer((THREADS,), dtype, scope="shared.dyn")
+    # Static: dynamic arrays of all kernels of one source must have one type.
+    return T.alloc_buffer((THREADS,), dtype, scope="shared")
 
 
 def _combined(scratch: Any, thread: Any, lanes: int, value: Any, function: Callable[[Any, Any], Any]) -> Any:

@@ -5,44 +5,26 @@ convolutions, transposed ones, and whatever grouped convolution no faster kernel
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lpsn_tvm.schedules.cuda.isa import BLOCK
-from lpsn_tvm.schedules.cuda.pooling import tap
 from lpsn_tvm.schedules.cuda.threads import LANES, element_kernel, reduction
+from lpsn_tvm.schedules.cuda.window_sums import (
+    convolution_term,
+    convolution_window,
+    transposed_term,
+    transposed_window,
+)
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.llvm.pooling import Window
 from lpsn_tvm.schedules.rounding import bounded, output_range, parameters, scaled, to_integer
 from lpsn_tvm.schedules.views import View
 
 Inputs = tuple[TensorSpec, ...]
 Constants = Mapping[str, Array]
 Attrs = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class _Window:
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    dilation: tuple[int, int]
-    padding: tuple[int, int]
-    size: tuple[int, int]
-
-
-def _pair(values: Any) -> tuple[int, int]:
-    return int(values[0]), int(values[1])
-
-
-def _window(data: TensorSpec, weight: Array, attrs: Attrs) -> _Window:
-    kernel, strides = _pair(weight.shape[2:]), _pair(attrs["strides"])
-    dilation, padding = _pair(attrs.get("dilation", (1, 1))), [int(p) for p in attrs["padding"]]
-    size = [
-        (data.shape[2 + i] + padding[i] + padding[i + 2] - dilation[i] * (kernel[i] - 1) - 1) // strides[i] + 1
-        for i in (0, 1)
-    ]
-    return _Window(kernel, strides, dilation, _pair(padding), _pair(size))
 
 
 def _padded(array: Array, width: int, dtype: str) -> Array:
@@ -94,7 +76,7 @@ def depthwise(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> K
         return None
     if weight.shape[0] != data.shape[1] or data.dtype not in ("uint8", "int8"):
         return None
-    data, window = _blocked(data), _window(inputs[0], weight, attrs)
+    data, window = _blocked(data), convolution_window(data.shape, weight.shape[2:], attrs)
     out = TensorSpec((*data.shape[:2], *window.size), _out_dtype(attrs), data.block)
     extra = _constants(weight[:, 0].transpose(1, 2, 0), constants, attrs, out)
 
@@ -112,7 +94,7 @@ def conv2d(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kern
     data, weight = inputs[0], constants.get("weight")
     if weight is None or data.dtype not in ("uint8", "int8"):
         return None
-    window, groups = _window(data, weight, attrs), int(attrs.get("groups", 1))
+    window, groups = convolution_window(data.shape, weight.shape[2:], attrs), int(attrs.get("groups", 1))
     out = TensorSpec((data.shape[0], weight.shape[0], *window.size), _out_dtype(attrs), BLOCK)
     per_group, depth = weight.shape[0] // groups, weight.shape[1]
     extra = _constants(weight.transpose(1, 2, 3, 0), constants, attrs, out)
@@ -139,30 +121,19 @@ def _convolved(
     x: View,
     residual: View | None,
     last: tuple[Any, Any, Any],
-    window: _Window,
+    window: Window,
     out: TensorSpec,
-    product: Any,
+    product: Callable[..., tuple[Any, Any]],
     depth: int,
 ) -> Any:
-    """Sum over `depth` input channels and the window, then the epilogue; `product(c, k, r, s)` is (input channel,
-    weight).
-    """
-    from tvm import te
-
+    """Sum over `depth` input channels and the window, then the epilogue; see `convolution_term`."""
     bias, scale, p = last
-    inner = te.reduce_axis((0, depth), "k")
-    rows, columns = te.reduce_axis((0, window.kernel[0]), "ry"), te.reduce_axis((0, window.kernel[1]), "rx")
-
-    def term(n: Any, c: Any, y: Any, z: Any) -> Any:
-        channel, weight = product(c, inner, rows, columns)
-        fill = p[0].astype("int32")
-        pixel = tap(x, window, (n, channel, y, z), rows, columns, fill, lambda value: value.astype("int32"))
-        return te.sum(pixel * weight.astype("int32"), axis=[inner, rows, columns])
 
     def finish(total: Any, *index: Any) -> Any:
         other = None if residual is None else residual(*index)
         return _finished(total + bias[index[1]], scale[index[1]], p, out.dtype, other)
 
+    term = convolution_term(x, window, depth, product, p[0].astype("int32"), "int32")
     return reduction(out, "int32", term, finish)
 
 
@@ -171,58 +142,26 @@ def conv2d_transpose(inputs: Inputs, constants: Constants, attrs: Attrs, isa: An
     data, weight = inputs[0], constants.get("weight")
     if weight is None or data.dtype not in ("uint8", "int8"):
         return None
-    groups, strides = int(attrs.get("groups", 1)), _pair(attrs["strides"])
-    dilation, padding = _pair(attrs.get("dilation", (1, 1))), [int(p) for p in attrs["padding"]]
-    beyond = _pair(attrs.get("output_padding", (0, 0)))
-    size = tuple(
-        (data.shape[2 + i] - 1) * strides[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1 + beyond[i]
-        - padding[i] - padding[i + 2]
-        for i in (0, 1)
-    )  # fmt: skip
-    per_group = weight.shape[1]
-    out = TensorSpec((data.shape[0], per_group * groups, *size), _out_dtype(attrs), BLOCK)
+    groups, per_group = int(attrs.get("groups", 1)), weight.shape[1]
+    window = transposed_window(data.shape, weight.shape[2:], attrs)
+    out = TensorSpec((data.shape[0], per_group * groups, *window.size), _out_dtype(attrs), BLOCK)
     # [C, O/groups, kh, kw] -> [C/groups, kh, kw, O]
     depth = weight.shape[0] // groups
     split = weight.reshape(groups, depth, *weight.shape[1:]).transpose(1, 3, 4, 0, 2)
     extra = _constants(split.reshape(*split.shape[:3], -1), constants, attrs, out)
-    window = _Window(_pair(weight.shape[2:]), strides, dilation, _pair(padding), _pair(size))
+    shape = (groups, per_group, depth)
 
     def define(x: View, w: Any, bias: Any, scale: Any, p: Any) -> Any:
         def finish(total: Any, n: Any, c: Any, y: Any, z: Any) -> Any:
             return _finished(total + bias[c], scale[c], p, out.dtype)
 
-        return reduction(out, "int32", _gathered(x, w, p, window, (groups, per_group, depth)), finish)
+        return reduction(out, "int32", transposed_term(x, w, window, shape, p[0].astype("int32"), "int32"), finish)
 
     is_gathered = groups > 1 and per_group % LANES != 0
     key = (window, groups)
     return element_kernel(
         "conv2d_transpose", (data,), extra, out, define, *key, is_reduction=True, is_gathered=is_gathered
     )
-
-
-def _gathered(x: View, w: Any, p: Any, window: _Window, groups: tuple[int, int, int]) -> Callable[..., Any]:
-    from tvm import te, tirx
-
-    count, per_group, depth = groups
-    inner = te.reduce_axis((0, depth), "k")
-    rows, columns = te.reduce_axis((0, window.kernel[0]), "ry"), te.reduce_axis((0, window.kernel[1]), "rx")
-
-    def term(n: Any, c: Any, y: Any, z: Any) -> Any:
-        group = tirx.min(tirx.floordiv(c, per_group), count - 1) if count > 1 else 0
-        place = [
-            at + window.padding[i] - tap_ * window.dilation[i] for i, (at, tap_) in enumerate(((y, rows), (z, columns)))
-        ]
-        conditions = []
-        for i in (0, 1):
-            conditions += [place[i] >= 0, place[i] < x.spec.shape[2 + i] * window.strides[i]]
-            if window.strides[i] > 1:
-                conditions.append(tirx.floormod(place[i], window.strides[i]) == 0)
-        source = [tirx.floordiv(place[i], window.strides[i]) for i in (0, 1)]
-        pixel = x(n, group * depth + inner, *source).astype("int32") - p[0].astype("int32")
-        taken = tirx.if_then_else(tirx.all(*conditions), pixel, tirx.const(0, "int32"))
-        return te.sum(taken * w[inner, rows, columns, c].astype("int32"), axis=[inner, rows, columns])
-
-    return term
 
 
 def dense(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kernel | None:

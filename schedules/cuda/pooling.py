@@ -9,6 +9,7 @@ import numpy as np
 
 from lpsn_tvm.schedules.cuda.block_reduction import block_sum
 from lpsn_tvm.schedules.cuda.threads import element_kernel, reduction
+from lpsn_tvm.schedules.cuda.window_sums import Term, axes, tap
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.pooling import Window, counts, window_of
 from lpsn_tvm.schedules.rounding import output_range, parameters, to_integer
@@ -28,7 +29,7 @@ def max_pool2d(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> 
     out = TensorSpec((*data.shape[:2], *window.size), data.dtype, data.block)
 
     def define(x: View) -> Any:
-        rows, columns = _axes(window)
+        rows, columns = axes(window)
 
         def value(n: Any, c: Any, y: Any, z: Any) -> Any:
             return te.max(tap(x, window, (n, c, y, z), rows, columns, tirx.min_value(data.dtype)), axis=[rows, columns])
@@ -72,60 +73,16 @@ def float_avg_pool2d(inputs: Inputs, constants: Constants, attrs: Attrs, isa: An
     return element_kernel("float_avg_pool2d", (data,), (factor,), out, define, window, is_reduction=True)
 
 
-def _window_sum(x: View, window: Window, dtype: str, function: Callable[[Any], Any]) -> Callable[..., Any]:
+def _window_sum(x: View, window: Window, dtype: str, function: Callable[[Any], Any]) -> Term:
     from tvm import te, tirx
 
-    rows, columns = _axes(window)
+    rows, columns = axes(window)
 
     def value(n: Any, c: Any, y: Any, z: Any) -> Any:
         term = tap(x, window, (n, c, y, z), rows, columns, tirx.const(0, dtype), function)
         return te.sum(term, axis=[rows, columns])
 
     return value
-
-
-def _axes(window: Window) -> tuple[Any, Any]:
-    from tvm import te
-
-    return te.reduce_axis((0, window.kernel[0]), "ry"), te.reduce_axis((0, window.kernel[1]), "rx")
-
-
-def tap(
-    x: View,
-    window: Any,
-    index: tuple[Any, Any, Any, Any],
-    row: Any,
-    column: Any,
-    fill: Any,
-    function: Callable[[Any], Any] = lambda value: value,
-) -> Any:
-    """`function` of the pixel under one position of a window, or `fill` where that lies outside the tensor.
-
-    `window` has `size`, `strides`, `dilation` and `padding` (top, left).
-    """
-    from tvm import tirx
-
-    n, c, y, z = index
-    height, width = x.spec.shape[2:]
-    at_y = y * window.strides[0] + row * window.dilation[0] - window.padding[0]
-    at_z = z * window.strides[1] + column * window.dilation[1] - window.padding[1]
-    reach = [
-        (o - 1) * s + (k - 1) * d - p
-        for o, s, k, d, p in zip(
-            window.size, window.strides, window.kernel, window.dilation, window.padding, strict=True
-        )
-    ]
-    conditions = []
-    if window.padding[0]:
-        conditions.append(at_y >= 0)
-    if reach[0] >= height:
-        conditions.append(at_y < height)
-    if window.padding[1]:
-        conditions.append(at_z >= 0)
-    if reach[1] >= width:
-        conditions.append(at_z < width)
-    value = function(x(n, c, at_y, at_z))
-    return tirx.if_then_else(tirx.all(*conditions), value, fill) if conditions else value
 
 
 def global_avg_pool2d(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kernel | None:
