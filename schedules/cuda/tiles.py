@@ -58,7 +58,9 @@ def candidates(geometry: ConvGeometry, isa: CudaIsa) -> Iterator[Tile]:
             if tile.stages * replace(geometry, tile=tile).stage_bytes > isa.shared_bytes:
                 continue
             for splits in SPLITS if geometry.interleave is None else SPLITS[:1]:
-                if splits == 1 or geometry.ksteps >= splits * ksteps * 4:
+                per_part = -(-geometry.ksteps // (ksteps * splits)) * ksteps
+                # Every part has something to do, and not too little.
+                if splits == 1 or (per_part >= 4 * ksteps and per_part * (splits - 1) < geometry.ksteps):
                     yield replace(tile, splits=splits)
 
 
