@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lpsn_tvm.schedules.cuda.conv2d_mma import conv2d
+from lpsn_tvm.schedules.cuda.conv2d_transpose_mma import conv2d_transpose
 from lpsn_tvm.schedules.cuda.dense import dense
 from lpsn_tvm.schedules.cuda.geometry import Tile
 from lpsn_tvm.schedules.cuda.isa import ARCHITECTURES, CudaIsa
@@ -48,6 +49,19 @@ def _dense(isa: CudaIsa, batch: int) -> Kernel:
     return made
 
 
+def _conv2d_transpose(isa: CudaIsa) -> Kernel:
+    rng = np.random.default_rng(0)
+    constants = {
+        "weight": rng.integers(-128, 128, (128, 64, 4, 4)).astype(np.int8),
+        "bias": np.zeros(64, np.int32),
+        "scale": np.ones(64, np.float32),
+    }
+    attrs = {"strides": (2, 2), "padding": (1, 1, 1, 1), "x_zero_point": 3}
+    made = conv2d_transpose((TensorSpec((8, 128, 28, 28), "uint8", 32),), constants, attrs, isa)
+    assert made is not None
+    return made
+
+
 def _check(kernels: dict[str, Kernel], arch: str) -> None:
     cuda_sass.require_tools()
     source = cuda_source({name: kernel.build() for name, kernel in kernels.items()}, arch)
@@ -78,6 +92,7 @@ def test_default_kernels(arch: str) -> None:
         "conv2d": _conv2d(isa, None),
         "conv2d_4bit": _conv2d(isa, None, bits=4),
         "conv2d_colours": _conv2d(isa, None, channels=3, kernel=7),
+        "conv2d_transpose": _conv2d_transpose(isa),
         "dense": _dense(isa, 8),
     }
     _check(kernels, arch)
