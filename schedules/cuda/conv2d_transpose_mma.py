@@ -37,7 +37,7 @@ def conv2d_transpose(
     out_channels, kh, kw = weight.shape[1:]
     oh = (height - 1) * sy + kh + extra[0] - top - bottom
     ow = (width - 1) * sx + kw + extra[1] - left - right
-    data = data.with_block(input_block(channels))
+    data = data if data.block == BLOCK else data.with_block(input_block(channels))
     out = TensorSpec((batch, out_channels, oh, ow), str(attrs.get("out_dtype", "uint8")), BLOCK)
     if not is_supported(inputs, out):
         return None

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from lpsn_tvm.schedules.cuda.isa import BLOCK
 from lpsn_tvm.schedules.cuda.threads import element_kernel
+from lpsn_tvm.schedules.cuda.weights import input_block
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.rounding import parameters, scaled, to_integer
 from lpsn_tvm.schedules.views import View, compute, within
@@ -17,8 +17,6 @@ from lpsn_tvm.schedules.views import View, compute, within
 Inputs = tuple[TensorSpec, ...]
 Constants = Mapping[str, Array]
 Attrs = Mapping[str, Any]
-FEW = 4
-"""Images of at most this many channels lie in blocks of four."""
 
 
 def quantize(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kernel | None:
@@ -70,4 +68,4 @@ def wanted_block(data: TensorSpec) -> int:
     """Layout of a quantized network input: images are blocked; what is blocked already, and other ranks, stay."""
     if data.block or len(data.shape) != 4 or prod(data.shape[2:]) == 1:
         return data.block
-    return FEW if data.shape[1] <= FEW else BLOCK
+    return input_block(data.shape[1])

@@ -25,6 +25,8 @@ from lpsn_tvm.schedules.views import View
 Inputs = tuple[TensorSpec, ...]
 Constants = Mapping[str, Array]
 Attrs = Mapping[str, Any]
+ENOUGH_THREADS = 2048
+"""Enough to keep a GPU's memory busy when each of them loads several vectors."""
 
 
 def _padded(array: Array, width: int, dtype: str) -> Array:
@@ -86,7 +88,14 @@ def depthwise(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> K
         return _convolved(x, residual, (bias, scale, p), window, out, lambda c, _, r, s: (c, w[r, s, c]), 1)
 
     read = (data, *(spec.with_block(out.block) for spec in inputs[1:]))
-    return element_kernel("depthwise", read, extra, out, define, window, is_reduction=True)
+    pixels = _pixels(out) if data.shape[1] > 1 else 1
+    return element_kernel("depthwise", read, extra, out, define, window, is_reduction=True, pixels=pixels)
+
+
+def _pixels(out: TensorSpec) -> int:
+    """Neighbouring outputs of one thread: more share more loads, as long as there is work for every thread."""
+    threads = out.shape[0] * out.blocks * out.block // LANES * out.shape[2] * out.shape[3]
+    return next((p for p in (4, 2) if out.shape[3] % p == 0 and threads // p >= ENOUGH_THREADS), 1)
 
 
 def conv2d(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kernel | None:

@@ -57,8 +57,12 @@ def schedule_elementwise(func: Any, lanes: int) -> Any:
     return sch.mod["main"]
 
 
-def schedule_reduction(func: Any, lanes: int) -> Any:
-    """Schedule "acc" (a reduction over the last axes), whose sums stay in registers, and its epilogue "out"."""
+def schedule_reduction(func: Any, lanes: int, pixels: int = 1) -> Any:
+    """Schedule "acc" (a reduction over the last axes), whose sums stay in registers, and its epilogue "out".
+
+    With `pixels` a thread makes that many neighbours of the axis before the last one: what their windows share is
+    loaded once, weights too.
+    """
     from tvm.s_tir import Schedule
 
     sch = Schedule(func)
@@ -66,6 +70,11 @@ def schedule_reduction(func: Any, lanes: int) -> Any:
     rank = len(sch.get(out).iter_vars)
     sch.set_scope(acc, 0, "local")
     loops = vectorized_lanes(sch, out, lanes)
+    if pixels > 1:
+        first, *neighbours = sch.split(loops[-2], [None, pixels])
+        sch.reorder(first, loops[-1], *neighbours)
+        sch.unroll(neighbours[0])
+        loops[-2] = first
     # Before loops are fused: their indices are simple here, and every primitive understands them.
     sch.compute_at(acc, loops[-1], preserve_unit_loops=True)
     inner = list(sch.get_loops(acc))[len(loops) :]
@@ -73,6 +82,9 @@ def schedule_reduction(func: Any, lanes: int) -> Any:
     sch.reorder(*spatial[:-1], *steps, spatial[-1])
     if lanes > 1:
         sch.vectorize(spatial[-1])
+    if pixels > 1:
+        sch.reorder(*steps, spatial[-2], spatial[-1])
+        sch.unroll(spatial[-2])
     if prod(int(sch.get(step).extent) for step in steps) <= UNROLLED:
         for step in steps:
             sch.unroll(step)
@@ -124,6 +136,7 @@ def element_kernel(
     *details: Hashable,
     is_reduction: bool = False,
     is_gathered: bool = False,
+    pixels: int = 1,
 ) -> Kernel:
     """A kernel whose every output element is made by one thread.
 
@@ -145,6 +158,8 @@ def element_kernel(
         Whether there is an "acc".
     is_gathered : bool
         Reads are not contiguous along channels: one element per thread.
+    pixels : int
+        Neighbouring columns that one thread makes (with `is_reduction`, blocked; divides the width).
     """
     # The byte of an only channel would have to be spread over a vector, which the code generator of TVM cannot.
     spreads = any(spec.shape[1:2] == (1,) for spec in inputs)
@@ -157,10 +172,11 @@ def element_kernel(
         extra = [te.placeholder(array.shape, str(array.dtype), name=f"p{i}") for i, array in enumerate(constants)]
         views = [View(tensor, spec) for tensor, spec in zip(data, inputs, strict=True)]
         func = prim_func([*data, *extra, define(*views, *extra)])
-        return lowered(schedule_reduction(func, lanes) if is_reduction else schedule_elementwise(func, lanes))
+        scheduled = schedule_reduction(func, lanes, pixels) if is_reduction else schedule_elementwise(func, lanes)
+        return lowered(scheduled)
 
     shapes = tuple((array.shape, str(array.dtype)) for array in constants)
-    return Kernel(build, tuple(constants), out, (name, tuple(inputs), out, shapes, *details), tuple(inputs))
+    return Kernel(build, tuple(constants), out, (name, tuple(inputs), out, shapes, pixels, *details), tuple(inputs))
 
 
 def common_block(*specs: TensorSpec) -> int:

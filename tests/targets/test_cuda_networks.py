@@ -21,6 +21,7 @@ from lpsn_tvm.passes.canonicalize import canonicalize
 from lpsn_tvm.passes.fuse_float import fuse_float
 from lpsn_tvm.passes.lower_to_integer import lower_to_integer
 from lpsn_tvm.reference import run_reference
+from lpsn_tvm.targets import get_backend
 from lpsn_tvm.targets.cuda import cuda_backend
 
 SLOW = pytest.mark.slow
@@ -74,3 +75,30 @@ def test_random_networks_equal_the_reference(model: Any, bits: int, seed: int) -
 @given(**NETWORKS)
 def test_many_random_networks_equal_the_reference(model: Any, bits: int, seed: int) -> None:
     check_network(model, bits, seed)
+
+
+BENCHMARKS = {
+    "espcn": {"height": 12, "width": 16},
+    "resnet20": {"size": 16},
+    "resnet18": {"size": 32, "classes": 10},
+    "mobilenet_v2": {"size": 32, "classes": 10},
+    "unet": {"size": 16, "base": 8},
+    "densenet121": {"size": 32, "classes": 10},
+    "cyclegan_generator": {"size": 16, "blocks": 1, "base": 8},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_networks_of_the_benchmark_equal_the_reference(name: str, bits: int) -> None:
+    from benchmarks import models as networks
+
+    mod = canonicalize(import_model(load_model(getattr(networks, name)(**BENCHMARKS[name]))).mod)
+    lowered = fuse_float(lower_to_integer(mod, simple_plan(mod, bits, 8)))
+    feeds = random_feed(mod, 1)
+    want = list(run_reference(lowered, feeds).values())
+    got = run_module(get_backend("cuda -arch=sm_86"), lowered, feeds)
+    has_float = any(is_inexact(value) for _, value in graph.bindings(lowered))
+    for result, value in zip(got, want, strict=True):
+        np.testing.assert_allclose(result, value, rtol=0, atol=1e-5 * float(np.ptp(value)) if has_float else 0)
