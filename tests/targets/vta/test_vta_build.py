@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from random_graphs import random_model
+from vta_whole import assert_whole_network_is_exact, build_with_graph
 
 import lpsn_tvm
 from lpsn_tvm import ArtifactError, CompileError, Recipe, RecipeError, TargetError
 from lpsn_tvm.artifact import TensorInfo
-from lpsn_tvm.reference import run_reference
 from lpsn_tvm.schedules.vta.ops import Gemm, Plane, Scalar, Span, Store, Tap, TileOp
-from lpsn_tvm.targets import Parts, get_backend
+from lpsn_tvm.targets import get_backend
 from lpsn_tvm.targets.vta.artifact import VtaArtifact
-from lpsn_tvm.targets.vta.backend import compile_network, make_artifact
+from lpsn_tvm.targets.vta.backend import compile_network
 from lpsn_tvm.targets.vta.config import PRESETS
 from lpsn_tvm.targets.vta.layout import TileLayout
 from lpsn_tvm.targets.vta.network import LoweredNetwork, SymbolicTensor
@@ -27,48 +26,27 @@ MODELS = Path(__file__).resolve().parents[3] / "tutorials" / "models"
 pytestmark = pytest.mark.filterwarnings("ignore:no calibration data")
 
 
-def built(model: Any, *, target: str = "vta", **options: Any) -> tuple[VtaArtifact, Any]:
-    """The module, and the integer graph that it was lowered from."""
-    kept: list[Any] = []
-
-    def maker(backend: Any, mod: Any, parts: Parts, progress: Any) -> VtaArtifact:
-        kept.append(mod)
-        return make_artifact(backend, mod, parts, progress)
-
-    backend = get_backend(target)
-    backend = replace(backend, specializer=lambda b, bits: replace(get_backend(target).for_bits(bits), maker=maker))
-    settings = {"sparsity": None, "search": False, "measure": False, "samples": 8} | options
-    module = lpsn_tvm.build(model, target=backend, **settings)
-    assert isinstance(module, VtaArtifact)
-    return module, kept[0]
-
-
 def assert_equals_reference(module: VtaArtifact, mod: Any, seed: int = 0) -> None:
-    rng = np.random.default_rng(seed)
-    feeds = {i.name: rng.standard_normal(i.shape).astype(np.float32) for i in module.inputs}
-    result = module(feeds)
-    outputs = list(result.values()) if isinstance(result, dict) else [result]
-    for value, expected in zip(outputs, run_reference(mod, feeds).values(), strict=True):
-        np.testing.assert_array_equal(value, expected)
+    assert_whole_network_is_exact(module, mod, seed=seed, interleavings=0)
 
 
 @pytest.mark.parametrize("bits", [8, 4, (4, 8)], ids=str)
 @pytest.mark.parametrize("seed", [2, 3, 7, 12])
 def test_random_networks_equal_the_integer_graph(seed: int, bits: Any) -> None:
-    assert_equals_reference(*built(random_model(seed), bits=bits))
+    assert_equals_reference(*build_with_graph(random_model(seed), bits=bits))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["vta", "vta -preset=pynq-0.0.2", "vta -preset=pynq-4x8", "vta -preset=pynq-i4"])
 @pytest.mark.parametrize("seed", range(100, 140))
 def test_many_random_networks_equal_the_integer_graph(seed: int, target: str) -> None:
-    assert_equals_reference(*built(random_model(seed), bits=4 if "i4" in target else 8, target=target))
+    assert_equals_reference(*build_with_graph(random_model(seed), bits=4 if "i4" in target else 8, target=target))
 
 
 @pytest.mark.parametrize("name", ["fashion_resnet14", pytest.param("fashion_mobilenet", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("bits", [8, pytest.param(4, marks=pytest.mark.slow)])
 def test_shipped_networks_equal_the_integer_graph(name: str, bits: int) -> None:
-    module, mod = built(MODELS / f"{name}.onnx", bits=bits)
+    module, mod = build_with_graph(MODELS / f"{name}.onnx", bits=bits)
     assert_equals_reference(module, mod)
     for seed in range(2):
         feeds = {i.name: np.ones(i.shape, np.float32) for i in module.inputs}
@@ -81,18 +59,20 @@ def test_shipped_networks_equal_the_integer_graph(name: str, bits: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_super_resolution_equals_the_integer_graph(bits: int) -> None:
-    assert_equals_reference(*built(MODELS / "espcn_x2.onnx", bits=bits, input_shapes={"input": (1, 1, 32, 40)}))
+    assert_equals_reference(
+        *build_with_graph(MODELS / "espcn_x2.onnx", bits=bits, input_shapes={"input": (1, 1, 32, 40)})
+    )
 
 
 def test_a_batch_in_one_program() -> None:
-    module, mod = built(MODELS / "fashion_resnet14.onnx", bits=8, batch=2)
+    module, mod = build_with_graph(MODELS / "fashion_resnet14.onnx", bits=8, batch=2)
     assert module.batch == 2
     assert_equals_reference(module, mod)
 
 
 def test_the_report_says_what_runs_where_and_how_fast(tmp_path: Path) -> None:
     stages: list[tuple[str, int, int]] = []
-    module, _ = built(random_model(7), bits=8, measure=True, progress=lambda *event: stages.append(event))
+    module, _ = build_with_graph(random_model(7), bits=8, measure=True, progress=lambda *event: stages.append(event))
     record = module.report.accelerator
     assert record is not None and record.config == PRESETS["pynq"].name
     assert {step.place for step in record.steps} == {"accelerator", "host"}
@@ -106,26 +86,28 @@ def test_the_report_says_what_runs_where_and_how_fast(tmp_path: Path) -> None:
 
 
 def test_a_bitstream_that_nobody_publishes_is_noted() -> None:
-    module, _ = built(random_model(3), bits=4)
+    module, _ = build_with_graph(random_model(3), bits=4)
     assert any("no published bitstream for 1x16_i4w4a32_15_14_17_17" in note for note in module.report.notes)
-    module, _ = built(random_model(3), bits=8)
+    module, _ = build_with_graph(random_model(3), bits=8)
     assert not any("bitstream" in note for note in module.report.notes)
 
 
 def test_search_is_cached(tmp_path: Path) -> None:
     model = random_model(3)
-    first, mod = built(model, bits=8, search=0.3, cache=str(tmp_path))
+    first, mod = build_with_graph(model, bits=8, search=0.3, cache=str(tmp_path))
     entries = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
     assert entries
-    again, _ = built(model, bits=8, search=0.3, cache=str(tmp_path))
+    again, _ = build_with_graph(model, bits=8, search=0.3, cache=str(tmp_path))
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")} == entries
-    assert again.cycles == first.cycles <= built(model, bits=8)[0].cycles
+    assert again.cycles == first.cycles <= build_with_graph(model, bits=8)[0].cycles
     assert_equals_reference(first, mod)
 
 
 def test_a_configuration_file(tmp_path: Path) -> None:
     PRESETS["pynq-0.0.2"].write(tmp_path / "vta_config.json")
-    module, mod = built(random_model(3), bits=8, target=f"vta -config={tmp_path / 'vta_config.json'} -model=rtl")
+    module, mod = build_with_graph(
+        random_model(3), bits=8, target=f"vta -config={tmp_path / 'vta_config.json'} -model=rtl"
+    )
     assert (module.config, module.model) == (PRESETS["pynq-0.0.2"], "rtl")
     assert_equals_reference(module, mod)
 
@@ -221,7 +203,7 @@ def test_an_interrupted_search_leaves_nothing_half_written(tmp_path: Path, monke
 
 
 def test_exports_of_a_build_and_of_its_file(tmp_path: Path) -> None:
-    module, _ = built(random_model(3), bits=8)
+    module, _ = build_with_graph(random_model(3), bits=8)
     loaded = lpsn_tvm.load(module.save(tmp_path / "net.lpsn"))
     assert isinstance(loaded, VtaArtifact)
     for name, each in (("fresh", module), ("loaded", loaded)):
@@ -263,8 +245,8 @@ def test_command_line(tmp_path: Path) -> None:
 def test_an_ignored_layer_runs_on_the_host_in_float() -> None:
     model = random_model(3)
     layer = next(node.name for node in model.graph.node if node.op_type == "Conv")
-    whole, _ = built(model, bits=8)
-    module, mod = built(model, bits=8, ignore=[layer])
+    whole, _ = build_with_graph(model, bits=8)
+    module, mod = build_with_graph(model, bits=8, ignore=[layer])
     assert any(step.op == "lpsn.float_conv2d" for step in module.network.host_steps)
     assert not any(step.op == "lpsn.float_conv2d" for step in whole.network.host_steps)
     assert_equals_reference(module, mod)
