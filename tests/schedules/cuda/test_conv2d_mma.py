@@ -119,7 +119,7 @@ TILES = {
 }
 
 
-@pytest.mark.parametrize("tile", TILES.values(), ids=TILES)
+@pytest.mark.parametrize("tile", [tile for name, tile in TILES.items() if name != "large"])
 def test_every_tile_gives_the_same(tile: Tile) -> None:
     _check(Case((1, 80, 4, 5), 70, has_residual=True), PIPELINED, tile)
 
@@ -128,6 +128,11 @@ def test_every_tile_gives_the_same(tile: Tile) -> None:
 @pytest.mark.parametrize("tile", TILES.values(), ids=TILES)
 def test_every_tile_gives_the_same_without_pipeline(tile: Tile) -> None:
     _check(Case((1, 80, 4, 5), 70, has_residual=True), BUFFERED, tile)
+
+
+@pytest.mark.slow
+def test_large_tile() -> None:
+    _check(Case((1, 80, 4, 5), 70, has_residual=True), PIPELINED, TILES["large"])
 
 
 @pytest.mark.slow
