@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 
 from lpsn_tvm.schedules.vta.emit import emit
 from lpsn_tvm.schedules.vta.evaluate import evaluate
@@ -17,6 +18,24 @@ from lpsn_tvm.targets.vta.program import LinkedProgram, link
 from lpsn_tvm.targets.vta.simulator import SimulationResult, simulate
 
 Array = np.ndarray[Any, Any]
+
+
+@st.composite
+def any_schedule(draw: st.DrawFn, op: TileOp) -> Schedule:
+    """Any schedule, whether a candidate or not, and whether it fits or not."""
+    return Schedule(
+        tile_b=draw(st.integers(1, op.batches)),
+        tile_co=draw(st.integers(1, op.blocks)),
+        tile_h=draw(st.integers(1, op.height)),
+        tile_w=draw(st.integers(1, op.width)),
+        tile_ci=draw(st.integers(1, 5)),
+        threads=draw(st.integers(1, 2)),
+        thread_axis=draw(st.sampled_from(("oc", "h"))),
+        order=draw(st.sampled_from(("oc", "spatial"))),
+        inner=draw(st.sampled_from(("ci", "co", "x"))),
+        inp_slots=draw(st.integers(0, 3)),
+        wgt_slots=draw(st.integers(0, 3)),
+    )
 
 
 def taps_of(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from vta_tile_ops import check, check_all, conv_op
+from vta_tile_ops import any_schedule, check, check_all, conv_op
 
 from lpsn_tvm.errors import CompileError, VtaProgramError
 from lpsn_tvm.schedules.vta.emit import candidates, default_schedule, emit, fits
@@ -88,19 +88,7 @@ def pooled(op: TileOp, draw: st.DrawFn) -> TileOp:
 @st.composite
 def schedules(draw: st.DrawFn, op: TileOp, config: VtaConfig) -> Schedule:
     """Any schedule that fits, not only candidates."""
-    schedule = Schedule(
-        tile_b=draw(st.integers(1, op.batches)),
-        tile_co=draw(st.integers(1, op.blocks)),
-        tile_h=draw(st.integers(1, op.height)),
-        tile_w=draw(st.integers(1, op.width)),
-        tile_ci=draw(st.integers(1, 4)),
-        threads=draw(st.integers(1, 2)),
-        thread_axis=draw(st.sampled_from(("oc", "h"))),
-        order=draw(st.sampled_from(("oc", "spatial"))),
-        inner=draw(st.sampled_from(("ci", "co", "x"))),
-        inp_slots=draw(st.integers(0, 3)),
-        wgt_slots=draw(st.integers(0, 3)),
-    )
+    schedule = draw(any_schedule(op))
     assume(fits(op, schedule, config))
     return schedule
 

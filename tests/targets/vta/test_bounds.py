@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from vta_tile_ops import conv_op
+from vta_tile_ops import any_schedule, conv_op
 
 from lpsn_tvm.schedules.vta.emit import Schedule, default_schedule, fits
 from lpsn_tvm.schedules.vta.ops import Plane, Pool, Scalar, Store, TileOp, Vector
@@ -51,28 +51,11 @@ def operators(draw: st.DrawFn) -> TileOp:
     return op
 
 
-@st.composite
-def schedules(draw: st.DrawFn, op: TileOp) -> Schedule:
-    return Schedule(
-        tile_b=draw(st.integers(1, op.batches)),
-        tile_co=draw(st.integers(1, op.blocks)),
-        tile_h=draw(st.integers(1, op.height)),
-        tile_w=draw(st.integers(1, op.width)),
-        tile_ci=draw(st.integers(1, 5)),
-        threads=draw(st.integers(1, 2)),
-        thread_axis=draw(st.sampled_from(("oc", "h"))),
-        order=draw(st.sampled_from(("oc", "spatial"))),
-        inner=draw(st.sampled_from(("ci", "co", "x"))),
-        inp_slots=draw(st.integers(0, 3)),
-        wgt_slots=draw(st.integers(0, 3)),
-    )
-
-
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.data(), name=st.sampled_from(CONFIGS), model=st.sampled_from(sorted(MODELS)))
 def test_no_program_undercuts_its_bound(data: st.DataObject, name: str, model: str) -> None:
     config, op = PRESETS[name], canonical(data.draw(operators()))
-    schedule = data.draw(schedules(op))
+    schedule = data.draw(any_schedule(op))
     assume(fits(op, schedule, config))
     work, rates = work_of(op, schedule, config), rates_of(MODELS[model], config)
     result = time_schedule(op, schedule, config, model)
