@@ -4,6 +4,7 @@ by one call.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -52,9 +53,12 @@ class Runner:
         self.program = choose_program(programs, self.device.number, self.device.name)
         self._context = self.driver.context(self.device)
         self.driver.set_current(self._context)
-        self._memory: list[int] = []
-        self._finalizer = weakref.finalize(self, _free, self.driver, self._context, self._memory)
+        # Entry points that give back what was taken, and with what; the last taken goes first.
+        self._taken: list[tuple[str, int]] = []
+        self._finalizer = weakref.finalize(self, _release, self.driver, self._context, self._taken)
+        self._lock = threading.Lock()
         self.stream = self.driver.stream()
+        self._taken.append(("cuStreamDestroy_v2", self.stream))
         self._arena = self._allocate(self.program.arena_bytes)
         self._constants = self._allocate(len(self.program.constants))
         self._upload(self._constants, np.frombuffer(self.program.constants, np.uint8))
@@ -63,8 +67,9 @@ class Runner:
         self._graphs: OrderedDict[tuple[int, ...], int] = OrderedDict()
 
     def _allocate(self, size: int) -> int:
-        self._memory.append(self.driver.allocate(size))
-        return self._memory[-1]
+        address = self.driver.allocate(size)
+        self._taken.append(("cuMemFree_v2", address))
+        return address
 
     def _upload(self, address: int, array: np.ndarray) -> None:
         if array.nbytes:
@@ -73,6 +78,7 @@ class Runner:
 
     def _load(self) -> dict[str, int]:
         module = self.driver.module(self.program.binary)
+        self._taken.append(("cuModuleUnload", module))
         largest: dict[str, int] = {}
         for launch in self.program.launches:
             largest[launch.kernel] = max(launch.shared_bytes, largest.get(launch.kernel, 0))
@@ -96,13 +102,16 @@ class Runner:
             return self._graphs[inputs]
         if len(self._graphs) >= KEPT_GRAPHS:
             self.driver.synchronize(self.stream)
-            self.driver.destroy_graph(self._graphs.popitem(last=False)[1])
+            oldest = self._graphs.popitem(last=False)[1]
+            self._taken.remove(("cuGraphExecDestroy", oldest))
+            self.driver.destroy_graph(oldest)
         self.driver.begin_capture(self.stream)
         for launch in self.program.launches:
             addresses = [self._address(place, inputs) for place in launch.arguments]
             function = self._functions[launch.kernel]
             self.driver.launch(function, launch.grid, launch.block, launch.shared_bytes, self.stream, addresses)
         self._graphs[inputs] = self.driver.end_capture(self.stream)
+        self._taken.append(("cuGraphExecDestroy", self._graphs[inputs]))
         return self._graphs[inputs]
 
     def prepare(self) -> None:
@@ -123,18 +132,19 @@ class Runner:
             self.driver.launch_graph(self._graph(tuple(inputs or self._inputs)), self.stream)
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Numpy in, numpy out."""
-        self.driver.set_current(self._context)
-        # Held until the copies are done.
-        held = [np.ascontiguousarray(array) for array in arrays]
-        for array, address in zip(held, self._inputs, strict=True):
-            self.driver.to_device(address, array.ctypes.data, array.nbytes, self.stream)
-        self.enqueue()
+        """Numpy in, numpy out; threads take turns."""
         results = [np.empty(port.shape, port.dtype) for port in self.program.outputs]
-        for result, port in zip(results, self.program.outputs, strict=True):
-            address = self._address(port.place, self._inputs)
-            self.driver.to_host(result.ctypes.data, address, port.size, self.stream)
-        self.driver.synchronize(self.stream)
+        with self._lock:
+            self.driver.set_current(self._context)
+            # Held until the copies are done.
+            held = [np.ascontiguousarray(array) for array in arrays]
+            for array, address in zip(held, self._inputs, strict=True):
+                self.driver.to_device(address, array.ctypes.data, array.nbytes, self.stream)
+            self.enqueue()
+            for result, port in zip(results, self.program.outputs, strict=True):
+                address = self._address(port.place, self._inputs)
+                self.driver.to_host(result.ctypes.data, address, port.size, self.stream)
+            self.driver.synchronize(self.stream)
         return results
 
     def run_on_device(self, inputs: Sequence[int], outputs: Sequence[int], caller: int) -> None:
@@ -148,12 +158,13 @@ class Runner:
             The stream that made the inputs and will read the outputs (0: the default stream).
         """
         driver = self.driver
-        driver.set_current(self._context)
-        self._order(caller, self.stream)
-        self.enqueue(inputs)
-        for to, port in zip(outputs, self.program.outputs, strict=True):
-            driver.on_device(to, self._address(port.place, inputs), port.size, self.stream)
-        self._order(self.stream, caller)
+        with self._lock:
+            driver.set_current(self._context)
+            self._order(caller, self.stream)
+            self.enqueue(inputs)
+            for to, port in zip(outputs, self.program.outputs, strict=True):
+                driver.on_device(to, self._address(port.place, inputs), port.size, self.stream)
+            self._order(self.stream, caller)
 
     def _order(self, first: int, then: int) -> None:
         """What comes on stream `then` waits for what is on stream `first`."""
@@ -180,14 +191,14 @@ class Runner:
         return times
 
     def close(self) -> None:
-        """Give the device memory back (done when the runner is collected, too)."""
+        """Give everything back (done when the runner is collected, too)."""
         self._finalizer()
 
 
-def _free(driver: Driver, context: int, memory: list[int]) -> None:
+def _release(driver: Driver, context: int, taken: list[tuple[str, int]]) -> None:
     try:
         driver.set_current(context)
-        while memory:
-            driver.free(memory.pop())
+        while taken:
+            driver.call(*taken.pop())
     except ArtifactError:
-        memory.clear()  # The driver is shutting down and has freed everything.
+        taken.clear()  # The driver is shutting down and has freed everything.

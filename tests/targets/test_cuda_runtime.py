@@ -5,6 +5,7 @@ stand-in for the driver whose launches run in the emulation.
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -126,6 +127,17 @@ def test_memory_is_given_back(network: Any, driver: FakeDriver) -> None:
     assert driver.allocations > before
     module.runner().close()
     assert driver.allocations == before
+    released = {"cuGraphExecDestroy", "cuModuleUnload", "cuStreamDestroy_v2"}
+    assert released <= set(driver.calls)
+
+
+def test_threads_take_turns(network: Any, driver: FakeDriver) -> None:
+    module = artifact_of(network.program)
+    feeds = [feed(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(module, feeds))
+    for x, result in zip(feeds, results, strict=True):
+        np.testing.assert_array_equal(result, reference(network, x))
 
 
 def test_benchmark_takes_time_from_events(network: Any, driver: FakeDriver) -> None:

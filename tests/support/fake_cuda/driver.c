@@ -94,6 +94,8 @@ CUresult cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t size, void *stream
 }
 CUresult cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, void *stream) { NOTE; return copy(to, from, size); }
 CUresult cuStreamCreate(void **stream, unsigned flags) { HANDLE(stream); }
+CUresult cuStreamDestroy_v2(void *stream) { NOTE; free(stream); return 0; }
+CUresult cuModuleUnload(void *module) { NOTE; free(module); return 0; }
 CUresult cuStreamSynchronize(void *stream) { NOTE; return capturing ? 900 : 0; }
 CUresult cuStreamWaitEvent(void *stream, void *event, unsigned flags) { NOTE; return 0; }
 
