@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm.errors import LpsnError
+from lpsn_tvm.targets.cuda_dlpack import is_on_gpu, read_capsule
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,15 @@ class DeviceInput:
 
 
 def device_input(tensor: Any) -> DeviceInput | None:
-    """The description of a tensor on a GPU, through `__cuda_array_interface__` (torch, cupy, numba and others have it);
-    None for anything else.
+    """The description of a tensor on a GPU, through `__cuda_array_interface__` (torch, cupy, numba and others have it)
+    or DLPack; None for anything else.
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(tensor, torch.Tensor):
         return _torch_input(torch, tensor) if tensor.is_cuda else None
     interface = getattr(tensor, "__cuda_array_interface__", None)
     if interface is None:
-        return None
+        return _dlpack_input(tensor) if is_on_gpu(tensor) else None
     shape = tuple(int(extent) for extent in interface["shape"])
     dtype = np.dtype(interface["typestr"])
     strides = interface.get("strides")
@@ -71,6 +72,12 @@ def _torch_input(torch: Any, tensor: Any) -> DeviceInput:
         device=device,
         stream=int(torch.cuda.current_stream(device).cuda_stream),
     )
+
+
+def _dlpack_input(tensor: Any) -> DeviceInput:
+    content = read_capsule(tensor)
+    is_contiguous = content.strides is None or content.strides == _strides(content.shape, 1)
+    return DeviceInput(content.address, content.shape, content.dtype, is_contiguous, content.device)
 
 
 def _strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from lpsn_tvm.targets.cuda import cuda_backend
 from lpsn_tvm.targets.cuda_artifact import CudaArtifact
 from lpsn_tvm.targets.cuda_build import generate
 from lpsn_tvm.targets.cuda_program import CudaProgram, best_program
+from lpsn_tvm.targets.cuda_tensors import device_input
 
 SHAPE = (1, 3, 10, 12)
 
@@ -180,6 +181,31 @@ def test_tensors_on_the_device_are_read_in_place(network: Any, driver: FakeDrive
         module(DeviceArray(feed(batch=2)))
     with pytest.raises(LpsnError, match="is not contiguous"):
         module(DeviceArray(np.asfortranarray(feed())))
+
+
+class DlpackArray:
+    """A tensor that offers DLPack only; its capsule is numpy's."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, stream: int | None = None) -> Any:
+        assert stream == 1
+        return self.array.__dlpack__()
+
+
+def test_tensors_with_dlpack_only() -> None:
+    array = feed()
+    found = device_input(DlpackArray(array))
+    assert found is not None
+    assert (found.address, found.shape, found.dtype) == (array.ctypes.data, SHAPE, "float32")
+    assert found.is_contiguous
+    turned = device_input(DlpackArray(array.transpose(0, 2, 3, 1)))
+    assert turned is not None and not turned.is_contiguous
+    assert device_input(array) is None
 
 
 @pytest.mark.parametrize(
