@@ -5,6 +5,7 @@ where a driver and a GPU are.
 from __future__ import annotations
 
 import statistics
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ class CudaArtifact(Artifact):
 
     programs: Sequence[CudaProgram] = field(repr=False)
     _runners: dict[int, Runner] = field(default_factory=dict, repr=False)
+    _lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def runner(self, device: int = 0) -> Runner:
         """The network on a GPU, loaded on first use.
@@ -50,11 +52,12 @@ class CudaArtifact(Artifact):
         ArtifactError
             No driver, no such GPU, or none of the programs runs on it.
         """
-        if device not in self._runners:
-            from lpsn_tvm.targets.cuda_runner import Runner
+        from lpsn_tvm.targets.cuda_runner import Runner
 
-            self._runners[device] = Runner(self.programs, device)
-        return self._runners[device]
+        with self._lock:
+            if device not in self._runners:
+                self._runners[device] = Runner(self.programs, device)
+            return self._runners[device]
 
     def prepare(self, num_threads: int | None = None) -> None:
         """Load the network on the first GPU and record its launches."""

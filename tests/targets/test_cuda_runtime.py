@@ -139,6 +139,7 @@ def test_threads_take_turns(network: Any, driver: FakeDriver) -> None:
         results = list(pool.map(module, feeds))
     for x, result in zip(feeds, results, strict=True):
         np.testing.assert_array_equal(result, reference(network, x))
+    assert driver.calls.count("cuModuleLoadData") == 1, "the first calls, too"
 
 
 def test_benchmark_takes_time_from_events(network: Any, driver: FakeDriver) -> None:
