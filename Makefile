@@ -26,10 +26,10 @@ demo: $(VENV)/installed data   ## install, then compress and compile the shipped
 	$(BIN)/python tutorials/01_five_minutes_on_the_cpu.py
 
 test: $(VENV)/installed data   ## install, then the fast tests (some minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
 
-test-all: $(VENV)/installed data   ## everything, big networks too
-	$(BIN)/python -m pytest
+test-all: $(VENV)/installed data   ## everything, big networks too (long)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
