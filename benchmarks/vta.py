@@ -13,6 +13,7 @@ Results go to benchmarks/results/vta.json.
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import sys
 import time
@@ -99,6 +100,16 @@ def show(row: dict[str, Any], layers: bool) -> None:
         print(f"    {layer['name']:30s} {layer['cycles']['rtl']:>10,} {layer['cycles']['pynq']:>10,}", flush=True)
 
 
+def kept_before(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results of earlier runs that this one did not measure anew."""
+    from benchmarks import record
+
+    path = record.RESULTS / "vta.json"
+    old = json.loads(path.read_text())["results"] if path.exists() else []
+    measured = {(row["network"], row["bits"], row["sparsity"]) for row in rows}
+    return [row for row in old if (row["network"], row["bits"], row["sparsity"]) not in measured]
+
+
 def main() -> None:
     from benchmarks import record
 
@@ -116,7 +127,7 @@ def main() -> None:
                 rows.append(measure(network, bits, sparsity))
                 show(rows[-1], options.layers)
     if not options.no_keep:
-        record.keep("vta", rows, samples=SAMPLES, published_lenet5=PUBLISHED_LENET5)
+        record.keep("vta", [*kept_before(rows), *rows], samples=SAMPLES, published_lenet5=PUBLISHED_LENET5)
 
 
 if __name__ == "__main__":
