@@ -19,5 +19,11 @@ for count in (2, 1, 2):
 def test_as_many_threads_as_asked_for():
     environment = {k: v for k, v in os.environ.items() if k not in ("TVM_NUM_THREADS", "OMP_NUM_THREADS")}
     root = Path(__file__).resolve().parents[1]
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, cwd=root)
+    # A thread pool that an earlier test started in this process may have bound it to one processor: children inherit that.
+    unbind = (
+        f"import os; os.sched_setaffinity(0, range({os.cpu_count()}))\n" if hasattr(os, "sched_setaffinity") else ""
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", unbind + SCRIPT], capture_output=True, text=True, env=environment, cwd=root
+    )
     assert done.stdout.split() == ["2", "1", "2"], done.stderr
