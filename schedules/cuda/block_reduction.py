@@ -11,8 +11,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from lpsn_tvm.schedules.cuda import tir
+from lpsn_tvm.schedules.expressions import exponential
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.elementwise import exponential
 
 Inputs = tuple[TensorSpec, ...]
 Constants = Mapping[str, Array]

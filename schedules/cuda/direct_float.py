@@ -15,8 +15,8 @@ from lpsn_tvm.schedules.cuda.window_sums import (
     transposed_term,
     transposed_window,
 )
+from lpsn_tvm.schedules.expressions import evaluate
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.elementwise import evaluate
 from lpsn_tvm.schedules.rounding import parameters
 from lpsn_tvm.schedules.views import View
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm import float_ops
+from lpsn_tvm.schedules.expressions import evaluate
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.elementwise import evaluate
 from lpsn_tvm.schedules.llvm.float_groups import ChannelReads, channel_reads, pack_channels, pack_weight
 from lpsn_tvm.schedules.llvm.float_tiles import Tile, choose_tile
 from lpsn_tvm.schedules.llvm.isa import Isa

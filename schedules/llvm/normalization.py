@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from lpsn_tvm.schedules.expressions import exponential
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.elementwise import exponential
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.views import View, compute, has_block, placeholder, prim_func
 
