@@ -19,7 +19,7 @@ for count in (2, 1, 2):
 def test_as_many_threads_as_asked_for():
     environment = {k: v for k, v in os.environ.items() if k not in ("TVM_NUM_THREADS", "OMP_NUM_THREADS")}
     root = Path(__file__).resolve().parents[1]
-    # A thread pool that an earlier test started in this process may have bound it to one processor: children inherit that.
+    # A thread pool of an earlier test may have bound this process to one processor: children inherit that.
     unbind = (
         f"import os; os.sched_setaffinity(0, range({os.cpu_count()}))\n" if hasattr(os, "sched_setaffinity") else ""
     )
