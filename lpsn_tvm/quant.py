@@ -16,6 +16,7 @@ layout NCHW. Every target equals it bit for bit. Rules that make this possible:
   Where a factor cannot be a power of two (averages), it is a 7-bit integer and a shift (`integer_multiplier`).
 
 This file is long on purpose: it is the one place to read when two targets disagree, and half of it is signatures.
+Both roundings stand side by side in each operator, and boards get this very file (made readable for Python 3.8).
 """
 
 from __future__ import annotations
