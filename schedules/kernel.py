@@ -21,10 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from lpsn_tvm.schedules.template import Template
 
 Array = npt.NDArray[Any]
 
@@ -102,6 +105,8 @@ class Kernel:
     inputs : tuple of TensorSpec
         The layouts that the function reads; where one differs from what was offered, lowering inserts a layout
         conversion.
+    template : Template, optional
+        The ways there are to make this kernel, where there are several; set by `Template.make`.
     """
 
     build: Callable[[], Any]
@@ -109,6 +114,7 @@ class Kernel:
     out: TensorSpec
     key: tuple[Hashable, ...]
     inputs: tuple[TensorSpec, ...] = field(default=())
+    template: Template | None = field(default=None, compare=False, repr=False)
 
 
 Builder = Callable[[tuple[TensorSpec, ...], Mapping[str, Array], Mapping[str, Any], Any], "Kernel | None"]
