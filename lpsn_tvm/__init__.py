@@ -20,6 +20,7 @@ _LAZY = {
     "Artifact": "lpsn_tvm.artifact",
     "CalibrationSet": "lpsn_tvm.calibration",
     "Recipe": "lpsn_tvm.recipe",
+    "Records": "lpsn_tvm.records",
     "Report": "lpsn_tvm.report",
     "Backend": "lpsn_tvm.targets.backend",
     **{
@@ -34,6 +35,7 @@ _LAZY = {
             "QuantizeError",
             "RecipeError",
             "TargetError",
+            "TuningError",
             "UnsupportedOpError",
         )
     },
@@ -54,10 +56,12 @@ if TYPE_CHECKING:
         QuantizeError,
         RecipeError,
         TargetError,
+        TuningError,
         UnsupportedOpError,
     )
     from lpsn_tvm.loading import load
     from lpsn_tvm.recipe import Recipe
+    from lpsn_tvm.records import Records
     from lpsn_tvm.report import Report
     from lpsn_tvm.targets.backend import Backend
 
@@ -74,8 +78,10 @@ __all__ = [
     "QuantizeError",
     "Recipe",
     "RecipeError",
+    "Records",
     "Report",
     "TargetError",
+    "TuningError",
     "UnsupportedOpError",
     "build",
     "compare_rankings",

@@ -55,5 +55,9 @@ class CompileError(LpsnError):
     """Lowering or compiling failed; names the pass or operator and keeps the cause."""
 
 
+class TuningError(LpsnError):
+    """Tuning cannot be done here, or a file of tuning records cannot be read."""
+
+
 class ArtifactError(LpsnError):
     """A saved module cannot be read: wrong digest, newer format, missing CPU feature, truncated file."""

@@ -59,6 +59,9 @@ class Report:
         samples, digest, synthetic.
     accelerator : AcceleratorReport or None
         Simulated cycles, where the target is an accelerator.
+    tuning : mapping
+        Where kernels offer a choice: "devices", "digest" of the tuning records, number of "choices", "layers" that use
+        a record (with its configuration), "notes".
     """
 
     model: str = ""
@@ -73,6 +76,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     accelerator: AcceleratorReport | None = None
+    tuning: dict[str, Any] = field(default_factory=dict)
 
     @property
     def memory_metric_mbit(self) -> tuple[float, float]:
@@ -118,7 +122,10 @@ class Report:
                 console.print(f"{title}:", markup=False)
                 for name, reason in reasons.items():
                     console.print(f"  {name}: {reason}", markup=False)
-        for note in self.notes:
+        if self.tuning.get("digest"):
+            digest, used = self.tuning["digest"][:12], len(self.tuning["layers"])
+            console.print(f"Tuned: {used} of {self.tuning['choices']} kernels with a choice, records {digest}")
+        for note in [*self.notes, *self.tuning.get("notes", ())]:
             console.print(f"Note: {note}", markup=False)
 
     def _layer_table(self) -> Any:

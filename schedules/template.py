@@ -74,7 +74,7 @@ class Template:
     @cached_property
     def key(self) -> str:
         """Digest of name and workload: equal keys have equal choices and make equal code."""
-        return hashlib.sha256(f"{self.name} {canonical(self.workload)}".encode()).hexdigest()[:32]
+        return template_key(self.name, self.workload)
 
     def is_valid(self, config: Config) -> bool:
         """Whether the configuration has exactly the template's knobs, values they offer, and fits together."""
@@ -102,6 +102,11 @@ class Template:
             config = dict(zip(self.choices, values, strict=True))
             if self.validator(config):
                 yield config
+
+
+def template_key(name: str, workload: Mapping[str, Any]) -> str:
+    """What `Template.key` is."""
+    return hashlib.sha256(f"{name} {canonical(workload)}".encode()).hexdigest()[:32]
 
 
 def canonical(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ from lpsn_tvm.errors import TargetError
 from lpsn_tvm.progress import ProgressCallback, silent
 from lpsn_tvm.quant import QuantScheme
 from lpsn_tvm.recipe import Recipe
+from lpsn_tvm.records import Records, shipped
 from lpsn_tvm.report import Report
 from lpsn_tvm.schedules.kernel import Builder
+from lpsn_tvm.targets.choices import Choice, Choices, nobody
 
 Bits = tuple[int, int] | None
 KINDS = {
@@ -54,6 +56,10 @@ def _same_for_all_bits(backend: Backend, bits: Bits) -> Backend:
     return backend
 
 
+def _target_as_device(backend: Backend) -> str:
+    return backend.tvm_target
+
+
 @dataclass(frozen=True)
 class Backend:
     """A target.
@@ -80,6 +86,12 @@ class Backend:
         Fills what the report says about speed.
     specializer : (backend, bits) -> Backend
         The backend for a bit width, where geometry or scheme depend on it.
+    namer : (backend) -> str
+        What `device` is.
+    records : Records
+        Measured configurations of kernels that offer a choice; by default what the package ships.
+    on_choice : (Choice) -> None
+        Told of every such kernel while a network is lowered.
     """
 
     name: str
@@ -93,6 +105,9 @@ class Backend:
     maker: Callable[[Backend, Any, Parts, ProgressCallback], Artifact] = field(repr=False)
     measurer: Callable[[Backend, Any, Any], None] = field(repr=False)
     specializer: Callable[[Backend, Bits], Backend] = field(default=_same_for_all_bits, repr=False)
+    namer: Callable[[Backend], str] = field(default=_target_as_device, repr=False)
+    records: Records = field(default_factory=shipped, repr=False)
+    on_choice: Callable[[Choice], None] = field(default=nobody, repr=False)
 
     @property
     def target(self) -> Any:
@@ -100,6 +115,11 @@ class Backend:
         import tvm
 
         return tvm.target.Target(json.loads(self.tvm_target))
+
+    @property
+    def device(self) -> str:
+        """What times measured for this backend are good for: "sm_90", or the llvm CPU and its features."""
+        return self.namer(self)
 
     def for_bits(self, bits: Bits) -> Backend:
         """The backend for (weight bits, activation bits), or None for float.
@@ -135,7 +155,10 @@ class Backend:
         CompileError
             Names the operator that cannot be compiled.
         """
-        return self.maker(self, mod, parts, progress)
+        choices = Choices()
+        artifact = self.maker(replace(self, on_choice=choices), mod, parts, progress)
+        artifact.report.tuning = choices.summary(self.records)
+        return artifact
 
     def measure(self, artifact: Any, dense: Any) -> None:
         """Fill in how fast the artifact is, compared with the dense float network where the backend can run that."""

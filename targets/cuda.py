@@ -48,6 +48,7 @@ def cuda_backend(config: Mapping[str, Any]) -> Backend:
         maker=make_artifact,
         measurer=measure,
         specializer=_specialized,
+        namer=lambda backend: str(backend.geometry.arch),
     )
 
 

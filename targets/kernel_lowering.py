@@ -17,6 +17,7 @@ from lpsn_tvm import float_ops, graph, quant
 from lpsn_tvm.errors import CompileError
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.convert import is_same_memory
+from lpsn_tvm.targets.choices import chosen
 
 ELEMENTWISE = ("lpsn.add", "lpsn.multiply", "lpsn.float_elementwise")
 
@@ -114,6 +115,7 @@ class _Lowering:
         if kernel is None:
             shapes = ", ".join(f"{spec.dtype}{list(spec.shape)}" for _, spec in tensors)
             raise CompileError(f"no kernel of backend {self.backend.name} takes {op} of {shapes}", where=var.name)
+        kernel = chosen(self.backend, kernel, var.name)
         wanted = kernel.inputs or tuple(spec for _, spec in tensors)
         operands = [self._converted(value, spec, want) for (value, spec), want in zip(tensors, wanted, strict=True)]
         result = self._emit(kernel, operands, var.name)

@@ -109,7 +109,15 @@ def llvm_backend(config: Mapping[str, Any]) -> Backend:
         compiler=compile_llvm,
         maker=make_artifact,
         measurer=measure,
+        namer=device_name,
     )
+
+
+def device_name(backend: Backend) -> str:
+    """CPU and features, as in "llvm sapphirerapids -amx-bf16"; the rest of the target does not change times."""
+    options = json.loads(backend.tvm_target)
+    triple = [options["mtriple"]] if "mtriple" in options else []
+    return " ".join(["llvm", options.get("mcpu", "generic"), *triple, *sorted(options.get("mattr", []))])
 
 
 def _target(options: Mapping[str, Any]) -> Any:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("passes", "schedules", "targets")
 LAYERS = {"passes": 1, "schedules": 1, "targets": 2, "tuning": 3}
 TOP = {
+    "records": 1,
     "export": 2,
     "reporting": 3,
     "loading": 3,
