@@ -22,14 +22,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.record import RESULTS, keep  # noqa: E402
-from lpsn_tvm.calibration import CalibrationSet  # noqa: E402
-from lpsn_tvm.frontend import import_model, load_model  # noqa: E402
-from lpsn_tvm.graph import find_layers, shape_of  # noqa: E402
-from lpsn_tvm.interpreter import TorchInterpreter  # noqa: E402
-from lpsn_tvm.passes.canonicalize import canonicalize  # noqa: E402
-from lpsn_tvm.passes.prune import prune  # noqa: E402
-from lpsn_tvm.passes.ranking import compare_rankings  # noqa: E402
+from benchmarks.record import RESULTS, keep
+from lpsn_tvm.calibration import CalibrationSet
+from lpsn_tvm.frontend import import_model, load_model
+from lpsn_tvm.graph import find_layers, shape_of
+from lpsn_tvm.interpreter import TorchInterpreter
+from lpsn_tvm.passes.canonicalize import canonicalize
+from lpsn_tvm.passes.prune import prune
+from lpsn_tvm.passes.ranking import compare_rankings
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 NETWORKS = {"resnet14": "fashion_resnet14.onnx", "mobilenet": "fashion_mobilenet.onnx"}
