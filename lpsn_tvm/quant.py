@@ -216,6 +216,11 @@ def _check_half_up(*zero_points: int) -> None:
         raise ValueError("rounding half up needs zero points of 0")
 
 
+def _check_range(x: Array, x_qmax: int) -> None:
+    if x.size and int(x.max()) > x_qmax:
+        raise ValueError(f"an input holds {int(x.max())}, above the {x_qmax} that it was said to hold at most")
+
+
 def _bounded(value: Array) -> Array:
     return np.clip(value.astype(np.float32), -LIMIT, LIMIT)
 
@@ -423,6 +428,7 @@ def conv2d(  # noqa: D417  (the attributes are those of the module docstring)
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
     x_zero_point: int = 0,
+    x_qmax: int = 255,
     out_zero_point: int = 0,
     qmin: int = 0,
     qmax: int = 255,
@@ -443,9 +449,12 @@ def conv2d(  # noqa: D417  (the attributes are those of the module docstring)
         In units of x_scale * w_scale, with `- x_zero_point * sum(weight)` folded in (padding writes `x_zero_point`).
     scale : float32[O]
         x_scale * w_scale / out_scale (out_dtype float32: x_scale * w_scale).
+    x_qmax : int
+        Nothing in x is larger, so that a target may choose narrower arithmetic.
     residual : uint8 | int8[N, O, OH, OW], optional
         Added in the output's scale: `residual_multiplier` is float32(residual_scale / out_scale).
     """
+    _check_range(x, x_qmax)
     acc = _accumulate_conv2d(x, weight, strides, padding, dilation, groups, x_zero_point)
     if rounding == "half_up":
         # `x_zero_point` is what padding holds; all else that zero points mean is folded into the bias.
@@ -468,6 +477,7 @@ def conv2d_transpose(
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
     x_zero_point: int = 0,
+    x_qmax: int = 255,
     out_zero_point: int = 0,
     qmin: int = 0,
     qmax: int = 255,
@@ -478,6 +488,7 @@ def conv2d_transpose(
     """Integer transposed convolution, weight int8[C, O/groups, kh, kw]; the zero point is subtracted from x (bias
     has no zero-point term).
     """
+    _check_range(x, x_qmax)
     acc = _accumulate_conv2d_transpose(x, weight, strides, padding, output_padding, dilation, groups, x_zero_point)
     if rounding == "half_up":
         _check_half_up(x_zero_point, out_zero_point)
@@ -493,6 +504,7 @@ def dense(
     residual: Array | None = None,
     *,
     x_zero_point: int = 0,
+    x_qmax: int = 255,
     out_zero_point: int = 0,
     qmin: int = 0,
     qmax: int = 255,
@@ -506,6 +518,7 @@ def dense(
     """Integer dense layer: x uint8 | int8[N, K], weight int8[K, M], bias int32[M] with the zero-point term folded
     in, scale float32[M].
     """
+    _check_range(x, x_qmax)
     acc = _fits_int32((x.astype(np.float64) @ weight.astype(np.float64)).astype(np.int64))
     if rounding == "half_up":
         _check_half_up(x_zero_point, out_zero_point, residual_zero_point)

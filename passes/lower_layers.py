@@ -57,7 +57,7 @@ def lower_layer(
     else:
         scale, attrs = channel_scale / scale_of(out), result_attrs(out, *interval)
     tensors = [x.expr, graph.constant(values), graph.constant(bias), graph.constant(scale.astype(np.float32))]
-    attrs["x_zero_point"] = x.zero_point
+    attrs |= {"x_zero_point": x.zero_point, "x_qmax": x.params.qmax}
     if residual is not None and out is not None:
         tensors.append(residual.expr)
         attrs["residual_multiplier"] = residual.scale / scale_of(out)

@@ -253,7 +253,7 @@ class _Lowering:
             return lower_multiply(parts[0], parts[1], out, interval)
         if region.kind == "concat":
             by_shifts = lower_concat_by_shifts(concat_axis(call), parts, out) if self.by_shifts else None
-            return lower_concat(call, parts, out) if by_shifts is None else by_shifts
+            return lower_concat(call, self._clamped(parts, out, region.name), out) if by_shifts is None else by_shifts
         if region.kind == "lookup":
             members = [(name, self.bound[name]) for name in region.members]
             return lower_lookup(region.inputs[0], members, parts[0], out, region.per_channel)
@@ -262,6 +262,18 @@ class _Lowering:
         if graph.op_name(call) == "relax.nn.avg_pool2d":
             return lower_avg_pool2d(call, parts[0], out, interval, self.scheme.rounding)
         return None
+
+    def _clamped(self, parts: list[IntegerTensor], out: QuantParams, name: str) -> list[IntegerTensor]:
+        """Parts within the range of `out`: what has its scale and zero point is copied, however many bits it has."""
+        result = []
+        for i, part in enumerate(parts):
+            is_copied = (part.scale, part.zero_point) == (scale_of(out), int(out.zero_point))
+            if is_copied and (part.params.qmin < out.qmin or part.params.qmax > out.qmax):
+                attrs = {"multiplier": 1.0, "in_zero_point": part.zero_point, **result_attrs(out)}
+                call = integer_call("lpsn.requantize", [part.expr], attrs)
+                part = IntegerTensor(self._emit(call, f"{name}.part{i}"), out)
+            result.append(part)
+        return result
 
     def _same(self, region: Region) -> Any | None:
         if region.name in self.depth_to_space:

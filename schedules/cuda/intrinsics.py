@@ -20,29 +20,49 @@ def mma(dtype: str, is_k32: bool) -> Function:
     Lane l holds of A the rows l/4 (a[0], a[2]) and l/4 + 8 (a[1], a[3]), bytes l%4*4.. of the first (a[0], a[1]) and
     the second 16 (a[2], a[3]); of B column l/4, the same bytes (b[0], b[1]); of D columns l%4*2 and +1 of row l/4
     (d[0], d[1]) and row l/4 + 8 (d[2], d[3]). Without m16n8k32 the four quarters are mma.m8n8k16, whose fragments are
-    the same registers.
+    the same registers. Sums wrap around at 32 bits, like any other addition.
 
     Source: PTX ISA, "Matrix Fragments for mma.m16n8k32" and "for mma.m8n8k16".
     """
     x = "u8" if dtype == "uint8" else "s8"
-    signature = f"void lpsn_mma_{x}_{'k32' if is_k32 else 'k16'}(int* d, const int* a, const int* b)"
-    if is_k32:
-        return _function(
-            signature,
-            f'  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.{x}.s8.s32 '
-            '{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"\n'
-            '    : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])\n'
-            '    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]),\n'
-            '      "r"(d[0]), "r"(d[1]), "r"(d[2]), "r"(d[3]));',
-        )
+    name = f"lpsn_mma_{x}_{'k32' if is_k32 else 'k16'}"
+    return _whole(name, f"m16n8k32.row.col.s32.{x}.s8") if is_k32 else _quarters(name, f"m8n8k16.row.col.s32.{x}.s8")
+
+
+def mma_nibbles(is_k64: bool) -> Function:
+    """d[4] += a[4] . b[2] for a tile of 16 rows x 64 unsigned nibbles and 64 signed nibbles x 8 columns.
+
+    As `mma`, with eight nibbles in a register where there are four bytes: l%4*8.. of the first and the second 32.
+    Without m16n8k64 (sm_75) the quarters are mma.m8n8k32.
+
+    Source: PTX ISA, "Matrix Fragments for mma.m16n8k64" and "for mma.m8n8k32".
+    """
+    name = f"lpsn_mma_u4_{'k64' if is_k64 else 'k32'}"
+    return _whole(name, "m16n8k64.row.col.s32.u4.s4") if is_k64 else _quarters(name, "m8n8k32.row.col.s32.u4.s4")
+
+
+def _whole(name: str, kind: str) -> Function:
+    """One instruction of 16 rows."""
+    return _function(
+        f"void {name}(int* d, const int* a, const int* b)",
+        f'  asm volatile("mma.sync.aligned.{kind}.s32 '
+        '{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"\n'
+        '    : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])\n'
+        '    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]),\n'
+        '      "r"(d[0]), "r"(d[1]), "r"(d[2]), "r"(d[3]));',
+    )
+
+
+def _quarters(name: str, kind: str) -> Function:
+    """Four instructions of 8 rows and half of the inner dimension."""
     quarters = [
-        f'  asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.{x}.s8.s32 {{%0,%1}}, {{%2}}, {{%3}}, {{%4,%5}};"\n'
+        f'  asm volatile("mma.sync.aligned.{kind}.s32 {{%0,%1}}, {{%2}}, {{%3}}, {{%4,%5}};"\n'
         f'    : "=r"(d[{2 * m}]), "=r"(d[{2 * m + 1}])\n'
         f'    : "r"(a[{2 * k + m}]), "r"(b[{k}]), "r"(d[{2 * m}]), "r"(d[{2 * m + 1}]));'
         for k in range(2)
         for m in range(2)
     ]
-    return _function(signature, "\n".join(quarters))
+    return _function(f"void {name}(int* d, const int* a, const int* b)", "\n".join(quarters))
 
 
 LDMATRIX = _function(
@@ -114,6 +134,16 @@ UNPACK_NIBBLES = _unpack("lpsn_unpack_nibbles", 4)
 """32 signed nibbles -> 32 bytes that hold them times 16."""
 UNPACK_PAIR = _unpack("lpsn_unpack_pair", 2)
 """16 signed nibbles -> 16 bytes that hold them times 16."""
+
+PACK_NIBBLES = _function(
+    "void lpsn_pack_nibbles(int* to, const int* low, const int* high)",
+    "#pragma unroll\n"
+    "  for (int i = 0; i < 4; ++i)\n"
+    "    to[i] = (low[i] & 0x0F0F0F0F) | (int)(((unsigned int)high[i] << 4) & 0xF0F0F0F0u);",
+)
+"""Two times 16 bytes -> 32 nibbles: byte k of `low` in the low nibble of byte k, that of `high` in the high one. What
+a byte holds beyond 15 (where channels end) is cut off, so that it does not reach its neighbour.
+"""
 
 SCALED = _function("float lpsn_scaled(int total, float scale)", "  return __fmul_rn(__int2float_rn(total), scale);")
 """float32(total) * scale, rounded once."""

@@ -245,3 +245,27 @@ def test_quantized_input_saturates() -> None:
         np.array([-9.0, 0.0, 9.0], np.float32), inv_scale=2.0, zero_point=3, qmin=0, qmax=15, out_dtype="uint8"
     )
     np.testing.assert_array_equal(q, [0, 3, 15])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_layers_say_how_large_their_inputs_are(bits: int) -> None:
+    net = Net((1, 3, 8, 8))
+    x = net.emit(op.nn.max_pool2d(net.emit(op.nn.relu(net.conv(net.input, 8))), (2, 2), strides=(2, 2)))
+    lowered = check(net.module(net.conv(x, 4, name="after")), activation_bits=bits, atol=0.1)
+    calls = [value for _, value in graph.bindings(lowered) if graph.op_name(value) == "lpsn.conv2d"]
+    assert [graph.call_attrs(call)["x_qmax"] for call in calls] == [2**bits - 1] * 2
+
+
+def test_a_wider_tensor_is_clamped_before_it_is_joined() -> None:
+    """Joined tensors of the result's scale are copied; one of 8 bits does not fit a result of 4."""
+    net = Net((1, 2, 4, 4))
+    x = net.emit(op.nn.relu(net.conv(net.input, 2, name="first")), "active")
+    mod = net.module(net.conv(net.emit(op.concat([x, net.input], 1), "joined"), 4, name="after"))
+    wide, narrow = (QuantParams(np.float32(0.125), 3, bits, False) for bits in (8, 4))
+    plan = simple_plan(mod)
+    plan.activations.update({"input": wide, "active": narrow, "joined": narrow})  # type: ignore[attr-defined]
+    lowered = lower_to_integer(mod, plan)
+    feeds = {"input": np.full((1, 2, 4, 4), 9.0, np.float32)}
+    values = run_reference(lowered, feeds, fetch=["input.q", "joined"])
+    assert values["input.q"].max() == 75 and values["joined"].max() == 15
+    assert operators(lowered)["joined.part1"] == "lpsn.requantize"
