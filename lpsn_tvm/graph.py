@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -141,10 +142,13 @@ class Layer:
     @property
     def macs(self) -> int:
         """Multiply-accumulate operations for one sample."""
-        if self.kind == "dense":
-            return int(self.weight.size)
-        spatial = self.out_shape if self.kind == "conv2d" else self.in_shape
-        return int(self.weight.size * spatial[2] * spatial[3])
+        return layer_macs(self.kind, self.weight.size, self.in_shape, self.out_shape)
+
+
+def layer_macs(kind: str, weights: int, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> int:
+    """Multiply-accumulate operations of a layer ("conv2d", "conv2d_transpose" or "dense") for one sample."""
+    spatial = in_shape if kind == "conv2d_transpose" else out_shape
+    return int(weights) * prod(spatial[2:])
 
 
 def find_layers(mod: tvm.IRModule) -> dict[str, Layer]:

@@ -13,6 +13,7 @@ from lpsn_tvm import graph
 from lpsn_tvm.errors import CompileError
 from lpsn_tvm.targets.cuda_compile import CudaFunction
 from lpsn_tvm.targets.cuda_program import ALIGNMENT, KernelLaunch, Packer, Place, Port
+from lpsn_tvm.targets.kernel_lowering import OPERATIONS
 
 
 @dataclass
@@ -31,6 +32,7 @@ class _Step:
     function: CudaFunction
     arguments: tuple[Any, ...]
     workspaces: Mapping[str, Buffer]
+    operations: int
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Plan:
 @dataclass
 class _Planner:
     functions: Mapping[str, CudaFunction]
+    operations: Mapping[str, int]
     packer: Packer = field(default_factory=Packer)
     buffers: list[Buffer] = field(default_factory=list)
     steps: list[_Step] = field(default_factory=list)
@@ -87,7 +90,8 @@ class _Planner:
         result = self.allocate(_bytes(graph.shape_of(var), graph.dtype_of(var)))
         workspaces = {name: self.allocate(size) for name, size in function.workspaces.items()}
         self.values[var] = result
-        self.steps.append(_Step(var.name, function, (*operands, result), workspaces))
+        operations = int(self.operations.get(var.name, 0))
+        self.steps.append(_Step(var.name, function, (*operands, result), workspaces, operations))
 
 
 def plan(mod: Any, functions: Mapping[str, CudaFunction]) -> Plan:
@@ -105,8 +109,8 @@ def plan(mod: Any, functions: Mapping[str, CudaFunction]) -> Plan:
     CompileError
         Something else is in `main`.
     """
-    planner = _Planner(functions)
     main = mod["main"]
+    planner = _Planner(functions, (main.attrs or {}).get(OPERATIONS, {}))
     inputs = tuple(
         Port(shape, dtype, Place("input", index, _bytes(shape, dtype)))
         for index, (shape, dtype) in enumerate((graph.shape_of(p), graph.dtype_of(p)) for p in main.params)
@@ -147,9 +151,19 @@ def _place(value: Buffer | Place) -> Place:
 def _launches(step: _Step) -> Iterable[KernelLaunch]:
     places = dict(zip(step.function.parameters, map(_place, step.arguments), strict=True))
     places |= {name: _place(buffer) for name, buffer in step.workspaces.items()}
-    for launch in step.function.launches:
+    for index, launch in enumerate(step.function.launches):
         arguments = tuple(places[name] for name in launch.arguments)
-        yield KernelLaunch(launch.kernel, launch.grid, launch.block, launch.shared_bytes, arguments, step.name)
+        yield KernelLaunch(
+            launch.kernel,
+            launch.grid,
+            launch.block,
+            launch.shared_bytes,
+            arguments,
+            step.name,
+            bytes=sum(place.size for place in set(arguments)),
+            # A second launch only adds up what the first one left.
+            operations=step.operations if index == 0 else 0,
+        )
 
 
 def assign_offsets(buffers: Iterable[Buffer]) -> int:

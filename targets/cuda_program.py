@@ -53,7 +53,11 @@ class KernelLaunch:
         Dynamic shared memory.
     arguments : tuple of Place
     name : str
-        The network's variable that it computes, for reports.
+        The network's variable that it computes (a layer's node), for reports.
+    bytes : int
+        What it reads and writes at least: the size of every buffer that it is given, once.
+    operations : int
+        Multiplications and additions of the layer (2 x MACs); 0 for what only moves or rescales numbers.
     """
 
     kernel: str
@@ -62,6 +66,8 @@ class KernelLaunch:
     shared_bytes: int
     arguments: tuple[Place, ...]
     name: str = ""
+    bytes: int = 0
+    operations: int = 0
 
 
 @dataclass(frozen=True)
@@ -207,6 +213,8 @@ def _launch(record: Mapping[str, Any]) -> KernelLaunch:
         shared_bytes=int(record["shared_bytes"]),
         arguments=tuple(Place(region, int(at), int(size)) for region, at, size in record["arguments"]),
         name=str(record["name"]),
+        bytes=int(record.get("bytes", 0)),
+        operations=int(record.get("operations", 0)),
     )
 
 

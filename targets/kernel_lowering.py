@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable
+from math import prod
 from typing import Any
 
 import tvm
@@ -21,6 +22,12 @@ from lpsn_tvm.targets.choices import chosen
 
 ELEMENTWISE = ("lpsn.add", "lpsn.multiply", "lpsn.float_elementwise")
 
+
+LAYERS = {
+    f"{prefix}{kind}": kind for prefix in ("lpsn.", "lpsn.float_") for kind in ("conv2d", "conv2d_transpose", "dense")
+}
+OPERATIONS = "lpsn.operations"
+"""Attribute of a lowered `main`: variable of a layer -> multiplications and additions for the whole batch."""
 
 Relayout = Callable[[TensorSpec, TensorSpec], Kernel]
 """(layout that is there, layout wanted) -> kernel that copies."""
@@ -54,6 +61,7 @@ class _Lowering:
         self.values: dict[Any, tuple[Any, TensorSpec]] = {}
         self.converted: dict[tuple[Any, int], Any] = {}
         self.functions: dict[Hashable, Any] = {}
+        self.operations: dict[str, int] = {}
 
     def run(self) -> tvm.IRModule:
         function = self.mod["main"]
@@ -68,6 +76,7 @@ class _Lowering:
         result = self.builder.get()
         if function.attrs is not None and len(function.attrs):
             result["main"] = result["main"].with_attrs(function.attrs)
+        result["main"] = result["main"].with_attr(OPERATIONS, self.operations)
         return result
 
     def _binding(self, var: Any, value: Any) -> None:
@@ -119,6 +128,10 @@ class _Lowering:
         wanted = kernel.inputs or tuple(spec for _, spec in tensors)
         operands = [self._converted(value, spec, want) for (value, spec), want in zip(tensors, wanted, strict=True)]
         result = self._emit(kernel, operands, var.name)
+        if op in LAYERS:
+            in_shape, out_shape = graph.shape_of(arguments[0]), graph.shape_of(var)
+            weights = prod(graph.shape_of(arguments[1]))
+            self.operations[var.name] = 2 * in_shape[0] * graph.layer_macs(LAYERS[op], weights, in_shape, out_shape)
         return self._reshaped(result, kernel.out, graph.shape_of(var), var.name)
 
     def _operand(self, argument: Any) -> tuple[Any, TensorSpec]:
