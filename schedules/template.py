@@ -25,7 +25,11 @@ Value = int | str
 Config = Mapping[str, Value]
 """Knob -> value, plain JSON."""
 
-REMAKERS: dict[str, str] = {}
+REMAKERS: dict[str, str] = {
+    "conv2d_int8": "lpsn_tvm.schedules.llvm.conv_template:remake",
+    "conv2d_transpose_int8": "lpsn_tvm.schedules.llvm.conv_template:remake",
+    "dense_int8": "lpsn_tvm.schedules.llvm.conv_template:remake",
+}
 """Template name -> "module:function"; the function makes the template from its workload."""
 
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.conv_core import convolution
+from lpsn_tvm.schedules.llvm.conv_template import convolution_template
 from lpsn_tvm.schedules.llvm.dot import BLOCK, quad_of
 from lpsn_tvm.schedules.llvm.geometry import Geometry
 from lpsn_tvm.schedules.llvm.isa import Isa
-from lpsn_tvm.schedules.llvm.tiles import choose_tile
+from lpsn_tvm.schedules.llvm.tiles import Tile
 from lpsn_tvm.schedules.llvm.weights import input_block, pack_weight, parameters, per_channel, reduction
 
 
@@ -37,7 +37,8 @@ def conv2d(
         integers,
     )
     wanted = (data, out) if len(inputs) == 2 else (data,)
-    return Kernel(lambda: convolution(geometry, isa), packed, out, ("conv2d_int8", isa, geometry), wanted)
+    most = _shared_blocks(out.blocks, geometry.group)
+    return convolution_template("conv2d_int8", geometry, isa, packed, out, wanted, most).kernel()
 
 
 def _geometry(
@@ -77,7 +78,7 @@ def _geometry(
         quad=quad,
         has_residual=has_residual,
         group=group,
-        tile=choose_tile(isa, *out_size, out.blocks, max_blocks=_shared_blocks(out.blocks, group)),
+        tile=Tile(1, 1, 1),
     ), out
 
 

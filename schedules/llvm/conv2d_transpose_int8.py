@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.conv_core import convolution
+from lpsn_tvm.schedules.llvm.conv_template import convolution_template
 from lpsn_tvm.schedules.llvm.dot import BLOCK, quad_of
 from lpsn_tvm.schedules.llvm.geometry import Geometry, Phases
 from lpsn_tvm.schedules.llvm.isa import Isa
-from lpsn_tvm.schedules.llvm.tiles import choose_tile
+from lpsn_tvm.schedules.llvm.tiles import Tile
 from lpsn_tvm.schedules.llvm.weights import input_block, pack_weight, parameters, per_channel, reduction
 
 
@@ -39,13 +39,9 @@ def conv2d_transpose(
         weight, constants["bias"], strides, crop, groups, geometry, int(attrs.get("x_zero_point", 0))
     )
     scale = np.tile(per_channel(constants["scale"], "float32", weight.shape[0]), (strides[0] * strides[1], 1))
-    return Kernel(
-        lambda: convolution(geometry, isa),
-        (packed, bias, scale, *parameters(attrs)),
-        out,
-        ("conv2d_transpose_int8", isa, geometry),
-        (data,),
-    )
+    arguments = (packed, bias, scale, *parameters(attrs))
+    shared = 16 if geometry.group is None else 1
+    return convolution_template("conv2d_transpose_int8", geometry, isa, arguments, out, (data,), shared).kernel()
 
 
 def _as_convolution(weight: Array, groups: int, dilation: tuple[int, ...]) -> Array:
@@ -86,8 +82,6 @@ def _geometry(
     )
     blocks, group = reduction(weight.shape[0], groups, weight.shape[1], data.blocks, b)
     phases = Phases((strides[0], strides[1]), (crop[0], crop[1]), (taps[0], taps[1]), (out.shape[2], out.shape[3]))
-    shared = 16 if group is None else 1
-    tile_blocks = choose_tile(isa, *size, out.blocks, max_blocks=shared)
     return Geometry(
         in_shape=data.memory_shape,
         in_dtype=data.dtype,
@@ -108,7 +102,7 @@ def _geometry(
         dilation=(1, 1),
         quad=quad_of(isa, data.dtype),
         has_residual=False,
-        tile=tile_blocks,
+        tile=Tile(1, 1, 1),
         group=group,
         phases=phases,
     )

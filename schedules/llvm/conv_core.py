@@ -77,11 +77,14 @@ class _Compute:
         row_tiles, column_tiles = -(-height // tile.rows), -(-width // tile.columns)
         # Rows are shared between threads; a map of one row (dense, flattened 1x1) shares chunks of column tiles
         # instead.
-        chunk = column_tiles if row_tiles > 1 else _chunk(column_tiles)
+        chunk = column_tiles if row_tiles > 1 else chunk_of(column_tiles, g.chunk)
         chunks = column_tiles // chunk
         total = g.batch * block_tiles * row_tiles * chunks
         with loop(total, g.macs) as index:
-            n, ot, yo, xc = unravel(index, g.batch, block_tiles, row_tiles, chunks)
+            if g.order == "blocks":
+                n, ot, yo, xc = unravel(index, g.batch, block_tiles, row_tiles, chunks)
+            else:
+                n, yo, xc, ot = unravel(index, g.batch, row_tiles, chunks, block_tiles)
             with nest(chunk) as (xi,):
                 y0 = _tile_start(yo, tile.rows, height)
                 x0 = _tile_start(xc * chunk + xi, tile.columns, width)
@@ -179,7 +182,12 @@ def _tile_start(index: Any, size: int, extent: int) -> Any:
     return T.min(index * size, extent - size)
 
 
-def _chunk(tiles: int, longest: int = 16) -> int:
-    """Column tiles that one task runs: the largest divisor up to `longest`, or all where that would be tiny."""
-    best = max(d for d in range(1, longest + 1) if tiles % d == 0)
+def chunk_of(tiles: int, longest: int) -> int:
+    """Column tiles that one task runs: the largest divisor up to `longest`."""
+    return max(d for d in range(1, min(tiles, max(longest, 1)) + 1) if tiles % d == 0)
+
+
+def default_chunk(tiles: int, longest: int = 16) -> int:
+    """The largest divisor up to `longest`, or all where that would be tiny."""
+    best = chunk_of(tiles, longest)
     return best if best >= 4 or tiles > 64 else tiles

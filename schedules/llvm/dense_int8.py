@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.conv_core import convolution
+from lpsn_tvm.schedules.llvm.conv_template import convolution_template
 from lpsn_tvm.schedules.llvm.dot import BLOCK, quad_of
 from lpsn_tvm.schedules.llvm.geometry import Geometry
 from lpsn_tvm.schedules.llvm.isa import Isa
-from lpsn_tvm.schedules.llvm.tiles import choose_tile
+from lpsn_tvm.schedules.llvm.tiles import Tile
 from lpsn_tvm.schedules.llvm.weights import pack_weight, parameters, per_channel
 
 
@@ -50,7 +50,7 @@ def dense(
         dilation=(1, 1),
         quad=quad_of(isa, data.dtype),
         has_residual=len(inputs) == 2,
-        tile=choose_tile(isa, 1, batch, out.blocks),
+        tile=Tile(1, 1, 1),
     )
     packed = (
         pack_weight(weight, 1, in_blocks, BLOCK, geometry.quad),
@@ -59,4 +59,4 @@ def dense(
         *parameters(attrs),
     )
     wanted = (data, out) if len(inputs) == 2 else (data,)
-    return Kernel(lambda: convolution(geometry, isa), packed, out, ("dense_int8", isa, geometry), wanted)
+    return convolution_template("dense_int8", geometry, isa, packed, out, wanted).kernel()

@@ -33,7 +33,8 @@ class Geometry:
     `in_strides` / `out_strides` are element strides of (batch, block, row, column); `pads` (top, left, bottom, right)
     of the padded workspace. `group` is (output channels, input channels) per group, or None; then output block o reads
     input blocks from
-    `start(o)` on.
+    `start(o)` on. `chunk` is the most column tiles that one task runs where the map is one row; `order` is what changes
+    slowest from task to task: "blocks" of output channels, so that weights stay in cache, or "pixels".
     """
 
     in_shape: tuple[int, ...]
@@ -58,6 +59,8 @@ class Geometry:
     tile: Tile
     group: tuple[int, int] | None = None
     phases: Phases | None = None
+    chunk: int = 0
+    order: str = "blocks"
 
     @property
     def macs(self) -> int:
