@@ -1,43 +1,20 @@
-"""Elementwise kernels that every target has: requantize, add, multiply, and fused chains of float operations.
-
-A target says how it makes a kernel (`Maker`); what the kernel computes is written here.
-"""
+"""Elementwise kernels: requantize, add, multiply, and fused chains of float operations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lpsn_tvm import float_ops
 from lpsn_tvm.schedules.expressions import evaluate
-from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.kernel import Kernel, TensorSpec
+from lpsn_tvm.schedules.maker import Attrs, Constants, Inputs, Maker
 from lpsn_tvm.schedules.rounding import bounded, output_range, parameters, scaled, to_integer
 from lpsn_tvm.schedules.views import View, compute
 
-Inputs = tuple[TensorSpec, ...]
-Constants = Mapping[str, Array]
-Attrs = Mapping[str, Any]
 
-
-@dataclass(frozen=True)
-class Maker:
-    """How a target makes elementwise kernels.
-
-    Parameters
-    ----------
-    kernel : callable (name, inputs, constants, out, define, *details) -> Kernel
-    common_block : callable (*specs) -> int
-        Channels per block that a kernel of several operands keeps; 0 for the plain layout.
-    """
-
-    kernel: Callable[..., Kernel]
-    common_block: Callable[..., int]
-
-
-def requantize(maker: Maker, inputs: Inputs, attrs: Attrs) -> Kernel | None:
+def requantize(maker: Maker, inputs: Inputs, constants: Constants, attrs: Attrs) -> Kernel | None:
     """Kernel of `lpsn.requantize`."""
     data = inputs[0]
     out = TensorSpec(data.shape, str(attrs["out_dtype"]), data.block)
@@ -49,7 +26,7 @@ def requantize(maker: Maker, inputs: Inputs, attrs: Attrs) -> Kernel | None:
     return maker.kernel("requantize", (data,), (numbers,), out, define)
 
 
-def add(maker: Maker, inputs: Inputs, attrs: Attrs) -> Kernel | None:
+def add(maker: Maker, inputs: Inputs, constants: Constants, attrs: Attrs) -> Kernel | None:
     """Kernel of `lpsn.add` (numpy broadcasting between operands of equal rank)."""
     pair = _broadcast_pair(maker, inputs, str(attrs["out_dtype"]))
     if pair is None:
@@ -69,7 +46,7 @@ def add(maker: Maker, inputs: Inputs, attrs: Attrs) -> Kernel | None:
     return maker.kernel("add", read, (numbers,), out, define)
 
 
-def multiply(maker: Maker, inputs: Inputs, attrs: Attrs) -> Kernel | None:
+def multiply(maker: Maker, inputs: Inputs, constants: Constants, attrs: Attrs) -> Kernel | None:
     """Kernel of `lpsn.multiply` (numpy broadcasting between operands of equal rank)."""
     pair = _broadcast_pair(maker, inputs, str(attrs["out_dtype"]))
     if pair is None:
@@ -122,4 +99,4 @@ def float_elementwise(maker: Maker, inputs: Inputs, constants: Constants, attrs:
         views = [extra[k] if k in extra else next(given) for k in range(len(arguments))]
         return compute(out, lambda *i: evaluate(program, [view(*i) for view in views]))
 
-    return maker.kernel("float_elementwise", read, packed, out, define, text, tuple(fixed))
+    return maker.kernel("float_elementwise", read, packed, out, define, text, tuple(fixed), kind="program")

@@ -59,12 +59,39 @@ def within(spec: TensorSpec, c: Any, value: Callable[[], Any]) -> Any:
     return tirx.if_then_else(c < spec.shape[1], inner, tirx.const(0, spec.dtype))
 
 
+def existing(spec: TensorSpec, index: tuple[Any, ...], run: int = 1) -> tuple[Any, ...]:
+    """The index with its channel held within C: lanes beyond have no meaning, but what they read must exist.
+
+    With `run` whole runs of so many channels are held at the last one that has channels, their order kept.
+    """
+    from tvm import tirx
+
+    if spec.block == 0 or spec.shape[1] % spec.block == 0:
+        return index
+    channel, last = index[1], (spec.shape[1] - 1) // run
+    if run > 1:
+        held = tirx.min(tirx.floordiv(channel, run), tirx.const(last, "int32")) * run + tirx.floormod(channel, run)
+    else:
+        held = tirx.min(channel, tirx.const(last, "int32"))
+    return (index[0], held, *index[2:])
+
+
 def prim_func(tensors: Sequence[Any]) -> Any:
     """TE graph -> TIR function with the arguments `tensors`."""
     from tvm import te
 
     # Pattern 8 is opaque: operator fusion leaves a finished kernel alone.
     return te.create_prim_func(list(tensors)).with_attrs({"global_symbol": "main", "op_pattern": 8})
+
+
+def function_of(inputs: Sequence[TensorSpec], constants: Sequence[Any], define: Callable[..., Any]) -> Any:
+    """TIR function of `define(views of the inputs..., TE tensors of the constants...)`, a TE tensor; unscheduled."""
+    from tvm import te
+
+    data = [placeholder(spec, f"x{i}") for i, spec in enumerate(inputs)]
+    extra = [te.placeholder(array.shape, str(array.dtype), name=f"p{i}") for i, array in enumerate(constants)]
+    views = [View(tensor, spec) for tensor, spec in zip(data, inputs, strict=True)]
+    return prim_func([*data, *extra, define(*views, *extra)])
 
 
 def has_block(sch: Any, name: str) -> bool:

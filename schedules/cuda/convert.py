@@ -12,7 +12,7 @@ from lpsn_tvm.schedules.cuda.threads import element_kernel
 from lpsn_tvm.schedules.cuda.weights import input_block
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.rounding import parameters, scaled, to_integer
-from lpsn_tvm.schedules.views import View, compute, within
+from lpsn_tvm.schedules.views import View, compute, existing, within
 
 Inputs = tuple[TensorSpec, ...]
 Constants = Mapping[str, Array]
@@ -53,15 +53,6 @@ def relayout(data: TensorSpec, out: TensorSpec) -> Kernel:
         return compute(out, lambda n, c, *rest: within(out, c, lambda: x(n, c, *rest)))
 
     return element_kernel("relayout", (data,), (), out, define, is_gathered=True)
-
-
-def existing(out: TensorSpec, index: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The index with its channel held within C: lanes beyond have no meaning, but what they read must exist."""
-    from tvm import tirx
-
-    if out.block == 0 or out.shape[1] % out.block == 0:
-        return index
-    return (index[0], tirx.min(index[1], tirx.const(out.shape[1] - 1, "int32")), *index[2:])
 
 
 def wanted_block(data: TensorSpec) -> int:

@@ -18,7 +18,7 @@ from lpsn_tvm.schedules.cuda.window_sums import (
     transposed_window,
 )
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.llvm.pooling import Window
+from lpsn_tvm.schedules.pooling import Window
 from lpsn_tvm.schedules.rounding import bounded, output_range, parameters, scaled, to_integer
 from lpsn_tvm.schedules.views import View
 

@@ -9,7 +9,8 @@ from math import prod
 from typing import Any
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.views import View, compute, placeholder, prim_func
+from lpsn_tvm.schedules.maker import Kind
+from lpsn_tvm.schedules.views import compute, function_of
 
 LANES = 4
 """Bytes of one 32-bit access: a warp moves 128 contiguous bytes."""
@@ -166,17 +167,27 @@ def element_kernel(
     lanes = 1 if is_gathered or spreads else lanes_of(out)
 
     def build() -> Any:
-        from tvm import te
-
-        data = [placeholder(spec, f"x{i}") for i, spec in enumerate(inputs)]
-        extra = [te.placeholder(array.shape, str(array.dtype), name=f"p{i}") for i, array in enumerate(constants)]
-        views = [View(tensor, spec) for tensor, spec in zip(data, inputs, strict=True)]
-        func = prim_func([*data, *extra, define(*views, *extra)])
+        func = function_of(inputs, constants, define)
         scheduled = schedule_reduction(func, lanes, pixels) if is_reduction else schedule_elementwise(func, lanes)
         return lowered(scheduled)
 
     shapes = tuple((array.shape, str(array.dtype)) for array in constants)
     return Kernel(build, tuple(constants), out, (name, tuple(inputs), out, shapes, pixels, *details), tuple(inputs))
+
+
+def elementwise_kernel(
+    name: str,
+    inputs: Sequence[TensorSpec],
+    constants: Sequence[Array],
+    out: TensorSpec,
+    define: Define,
+    *details: Hashable,
+    kind: Kind = "element",
+    run: int = 0,
+) -> Kernel:
+    """A kernel of one block without reduction; parameters as `Maker.kernel` has them."""
+    is_gathered = kind == "program" or run == 1
+    return element_kernel(name, inputs, constants, out, define, *details, is_gathered=is_gathered)
 
 
 def common_block(*specs: TensorSpec) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lpsn_tvm.schedules.llvm.pooling import Window
+from lpsn_tvm.schedules.pooling import Window
 from lpsn_tvm.schedules.views import View
 
 Term = Callable[..., Any]

@@ -1,78 +1,37 @@
-"""Table lookups: any function of one quantized tensor. Tables are widened to 256 entries, so that every byte is a
-valid index.
-
-A table of bytes lies in registers: four of 64 bytes for `vpermi2b`, or sixteen of 16 bytes for `pshufb`.
+"""Table lookups with the table in registers: four of 64 bytes for `vpermi2b`, or sixteen of 16 bytes for `pshufb`.
+Tables of wider elements, and CPUs without such instructions, are left to the shared kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.kernel import Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.tir import loop, prim_func, vector, vload, vstore
-from lpsn_tvm.schedules.llvm.views import elementwise_kernel
-from lpsn_tvm.schedules.views import View, compute
+from lpsn_tvm.schedules.lookup import byte_table
+from lpsn_tvm.schedules.maker import Attrs, Constants, Inputs
 
 PIECE = 4096
 """Bytes of one task."""
 
 
-def lookup(
-    inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Isa
-) -> Kernel | None:
-    """Kernel of `lpsn.lookup`: `table[q - qmin]`."""
-    data, table = inputs[0], constants.get("table")
-    if table is None or data.dtype not in ("uint8", "int8"):
+def lookup(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Isa) -> Kernel | None:
+    """Kernel of `lpsn.lookup` with a table of bytes."""
+    data, table = inputs[0], byte_table(inputs[0], constants, attrs)
+    if table is None:
         return None
     out = TensorSpec(data.shape, str(table.dtype), data.block)
-    wide = widened(table, data.dtype, int(attrs["qmin"]))
     lanes = table_lanes(isa, out.dtype)
     size = int(np.prod(data.memory_shape))
-    if lanes and size >= lanes:
-        return Kernel(lambda: _vectorized(data, out, size, isa), (wide,), out, ("lookup", data, out, isa), (data,))
-
-    def define(q: View, t: Any) -> Any:
-        return compute(out, lambda *i: t[_byte(q(*i))])
-
-    return elementwise_kernel("lookup", (data,), (wide,), out, define, vectorized=False)
-
-
-def channel_lookup(
-    inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Isa
-) -> Kernel | None:
-    """Kernel of `lpsn.channel_lookup`: one table per channel."""
-    data, table = inputs[0], constants.get("table")
-    if table is None or data.dtype not in ("uint8", "int8"):
+    if not lanes or size < lanes:
         return None
-    out = TensorSpec(data.shape, str(table.dtype), data.block)
-    channels = data.blocks * data.block if data.block else data.shape[1]
-    wide = np.zeros((channels, 256), table.dtype)
-    wide[: table.shape[0]] = widened(table, data.dtype, int(attrs["qmin"]))
-
-    def define(q: View, t: Any) -> Any:
-        return compute(out, lambda n, c, *rest: t[c, _byte(q(n, c, *rest))])
-
-    return elementwise_kernel("channel_lookup", (data,), (wide,), out, define, vectorized=False)
-
-
-def widened(table: Array, dtype: str, qmin: int) -> Array:
-    """[..., 2**bits] -> [..., 256], indexed by the byte of the stored integer (two's complement)."""
-    entries = table.shape[-1]
-    index = np.clip(np.arange(256, dtype=np.uint8).view(dtype).astype(np.int32) - qmin, 0, entries - 1)
-    return np.ascontiguousarray(table[..., index])
-
-
-def _byte(q: Any) -> Any:
-    return q.astype("int32") & 255
-
-
-# --- tables in registers ----------------------------------------------------------------------------------------------
+    return Kernel(lambda: _vectorized(data, out, size, isa), (table,), out, ("lookup", data, out, isa), (data,))
 
 
 def table_lanes(isa: Isa, dtype: str) -> int:

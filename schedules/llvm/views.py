@@ -6,7 +6,8 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.views import View, has_block, placeholder, prim_func
+from lpsn_tvm.schedules.maker import Kind
+from lpsn_tvm.schedules.views import function_of, has_block
 
 LANES = 16
 """Channels in a block; every kernel of this folder vectorizes over them."""
@@ -76,46 +77,22 @@ def schedule_reduction(func: Any, out: TensorSpec) -> Any:
     return sch.mod["main"]
 
 
-Define = Callable[..., Any]
-"""(views of the inputs..., TE tensors of the constants...) -> TE tensor named "out"."""
-
-
 def elementwise_kernel(
     name: str,
     inputs: Sequence[TensorSpec],
     constants: Sequence[Array],
     out: TensorSpec,
-    define: Define,
+    define: Callable[..., Any],
     *details: Hashable,
-    vectorized: bool = True,
+    kind: Kind = "element",
+    run: int = 0,
 ) -> Kernel:
-    """A kernel of one block without reduction.
-
-    Parameters
-    ----------
-    name : str
-        First part of the key.
-    inputs : sequence of TensorSpec
-        What the kernel reads.
-    constants : sequence of ndarray
-        Arguments behind the inputs.
-    out : TensorSpec
-        What it writes.
-    define : callable
-        Makes the TE tensor.
-    details : hashable
-        Whatever else the code depends on.
-    vectorized : bool
-        False for kernels of table lookups: a vector gather of bytes is slower than 16 loads.
-    """
+    """A kernel of one block without reduction; parameters as `Maker.kernel` has them."""
+    # A vector gather of bytes is slower than 16 loads.
+    vectorized = run in (0, LANES) and kind != "lookup"
 
     def build() -> Any:
-        from tvm import te
-
-        data = [placeholder(spec, f"x{i}") for i, spec in enumerate(inputs)]
-        extra = [te.placeholder(array.shape, str(array.dtype), name=f"p{i}") for i, array in enumerate(constants)]
-        views = [View(tensor, spec) for tensor, spec in zip(data, inputs, strict=True)]
-        return schedule_elementwise(prim_func([*data, *extra, define(*views, *extra)]), out, vectorized)
+        return schedule_elementwise(function_of(inputs, constants, define), out, vectorized)
 
     shapes = tuple((array.shape, str(array.dtype)) for array in constants)
     return Kernel(build, tuple(constants), out, (name, tuple(inputs), out, shapes, *details), tuple(inputs))

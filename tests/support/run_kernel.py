@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,18 @@ import tvm
 from lpsn_tvm import float_ops, quant
 from lpsn_tvm.schedules.kernel import Array, Builder, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.isa import AVX2, AVX512_VNNI, GENERIC, Isa
+from lpsn_tvm.schedules.rules import dispatch
+from lpsn_tvm.targets.llvm_rules import RULES
 
 CPUS: dict[str, tuple[str | None, Isa]] = {
     "avx512": ("cascadelake", AVX512_VNNI), "avx2": ("haswell", AVX2), "generic": (None, GENERIC),
 }  # fmt: skip
 REFERENCE: dict[str, Any] = {**quant.OPERATORS, **float_ops.OPERATORS}
+
+
+def rule(op: str) -> Builder:
+    """What lowering for llvm asks for the kernel of an operator."""
+    return partial(dispatch, RULES, op)
 
 
 @cache

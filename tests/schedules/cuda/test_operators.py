@@ -5,6 +5,7 @@ channels poisoned; run in the emulation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,21 +15,22 @@ from cuda_programs import run_kernel
 from lpsn_tvm import float_ops, quant
 from lpsn_tvm.schedules.cuda import (
     block_reduction,
-    concat,
     convert,
-    data_movement,
     direct,
     direct_float,
-    elementwise,
-    lookup,
-    pooling,
-    resize,
 )
-from lpsn_tvm.schedules.kernel import TensorSpec
+from lpsn_tvm.schedules.kernel import Builder, TensorSpec
+from lpsn_tvm.schedules.rules import dispatch
+from lpsn_tvm.targets.cuda_rules import RULES
 
 REFERENCE: dict[str, Any] = {**quant.OPERATORS, **float_ops.OPERATORS}
 RNG = np.random.default_rng(0)
 RESULT = {"out_zero_point": 7, "qmin": 0, "qmax": 255, "out_dtype": "uint8"}
+
+
+def rule(op: str) -> Builder:
+    """What lowering for cuda asks for the kernel of an operator."""
+    return partial(dispatch, RULES, op)
 
 
 def u8(*shape: int) -> np.ndarray:
@@ -82,9 +84,9 @@ SUM = {"a_multiplier": 0.5, "b_multiplier": 0.257, "a_zero_point": 3, "b_zero_po
 @BLOCKS
 @pytest.mark.parametrize("second", [(2, 40, 3, 5), (1, 1, 3, 5)], ids=str)
 def test_add_and_multiply(second: tuple[int, ...], block: int) -> None:
-    check(elementwise.add, "lpsn.add", [u8(2, 40, 3, 5), u8(*second)], SUM, block=block)
+    check(rule("lpsn.add"), "lpsn.add", [u8(2, 40, 3, 5), u8(*second)], SUM, block=block)
     product = {"multiplier": 0.003, "a_zero_point": 3, "b_zero_point": 4, **RESULT}
-    check(elementwise.multiply, "lpsn.multiply", [u8(2, 40, 3, 5), u8(*second)], product, block=block)
+    check(rule("lpsn.multiply"), "lpsn.multiply", [u8(2, 40, 3, 5), u8(*second)], product, block=block)
 
 
 @pytest.mark.parametrize("channels", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 4, 5, 40))])
@@ -103,11 +105,11 @@ def test_edges_of_the_network(channels: int) -> None:
 def test_requantize_and_lookup(block: int) -> None:
     x = u8(1, 40, 3, 5)
     check(
-        elementwise.requantize, "lpsn.requantize", [x], {"multiplier": 0.7, "in_zero_point": 9, **RESULT}, block=block
+        rule("lpsn.requantize"), "lpsn.requantize", [x], {"multiplier": 0.7, "in_zero_point": 9, **RESULT}, block=block
     )
-    check(lookup.lookup, "lpsn.lookup", [x], {"qmin": 0}, {"table": u8(256)}, block=block)
-    check(lookup.lookup, "lpsn.lookup", [x.view(np.int8)], {"qmin": -128}, {"table": u8(256)}, block=block)
-    check(lookup.channel_lookup, "lpsn.channel_lookup", [x], {"qmin": 0}, {"table": u8(40, 256)}, block=block)
+    check(rule("lpsn.lookup"), "lpsn.lookup", [x], {"qmin": 0}, {"table": u8(256)}, block=block)
+    check(rule("lpsn.lookup"), "lpsn.lookup", [x.view(np.int8)], {"qmin": -128}, {"table": u8(256)}, block=block)
+    check(rule("lpsn.channel_lookup"), "lpsn.channel_lookup", [x], {"qmin": 0}, {"table": u8(40, 256)}, block=block)
 
 
 @BLOCKS
@@ -115,11 +117,15 @@ def test_requantize_and_lookup(block: int) -> None:
 def test_pooling(ceil_mode: bool, block: int) -> None:
     window = {"kernel": (3, 2), "strides": (2, 1), "padding": (1, 0, 0, 1), "ceil_mode": ceil_mode}
     x = u8(2, 40, 8, 7)
-    check(pooling.max_pool2d, "lpsn.max_pool2d", [x], window, block=block)
+    check(rule("lpsn.max_pool2d"), "lpsn.max_pool2d", [x], window, block=block)
     average = {"in_zero_point": 5, "multiplier": 0.9, **RESULT}
     for counted in (False, True):
         check(
-            pooling.avg_pool2d, "lpsn.avg_pool2d", [x], window | average | {"count_include_pad": counted}, block=block
+            rule("lpsn.avg_pool2d"),
+            "lpsn.avg_pool2d",
+            [x],
+            window | average | {"count_include_pad": counted},
+            block=block,
         )
 
 
@@ -127,9 +133,9 @@ def test_pooling(ceil_mode: bool, block: int) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (20, 31)], ids=str)
 def test_global_average(size: tuple[int, int], block: int) -> None:
     attrs = {"in_zero_point": 5, "multiplier": 0.9 / (size[0] * size[1]), **RESULT}
-    check(pooling.global_avg_pool2d, "lpsn.global_avg_pool2d", [u8(2, 40, *size)], attrs, block=block)
+    check(rule("lpsn.global_avg_pool2d"), "lpsn.global_avg_pool2d", [u8(2, 40, *size)], attrs, block=block)
     check(
-        pooling.float_global_avg_pool2d,
+        rule("lpsn.float_global_avg_pool2d"),
         "lpsn.float_global_avg_pool2d",
         [f32(2, 40, *size)],
         {},
@@ -142,7 +148,7 @@ def test_global_average(size: tuple[int, int], block: int) -> None:
 def test_resize_and_pad(block: int) -> None:
     x = u8(1, 40, 4, 5)
     nearest = {"rows": (0, 0, 1, 3, 3), "columns": (4, 2, 0)}
-    check(resize.resize_nearest, "lpsn.resize_nearest", [x], nearest, block=block)
+    check(rule("lpsn.resize_nearest"), "lpsn.resize_nearest", [x], nearest, block=block)
     linear = {
         "rows": (0, 1, 2, 3),
         "row_weights": (100, 28, 64, 64),
@@ -151,16 +157,16 @@ def test_resize_and_pad(block: int) -> None:
         "qmin": 10,
         "qmax": 200,
     }
-    check(resize.resize_linear, "lpsn.resize_linear", [x], linear, block=block)
-    check(resize.pad, "lpsn.pad", [x], {"pad_width": (1, 2, 0, 1), "value": 9, "mode": "constant"}, block=block)
-    check(resize.pad, "lpsn.pad", [x], {"pad_width": (1, 2, 0, 1), "value": 0, "mode": "reflect"}, block=block)
+    check(rule("lpsn.resize_linear"), "lpsn.resize_linear", [x], linear, block=block)
+    check(rule("lpsn.pad"), "lpsn.pad", [x], {"pad_width": (1, 2, 0, 1), "value": 9, "mode": "constant"}, block=block)
+    check(rule("lpsn.pad"), "lpsn.pad", [x], {"pad_width": (1, 2, 0, 1), "value": 0, "mode": "reflect"}, block=block)
 
 
 @BLOCKS
 @pytest.mark.parametrize("cut", [(8, 40, 1), (35, 2, -3)], ids=str)
 def test_slice(cut: tuple[int, int, int], block: int) -> None:
     attrs = {"axes": (1, 2), "begin": (cut[0], 1), "end": (cut[1], 6), "strides": (cut[2], 2)}
-    check(data_movement.strided_slice, "lpsn.strided_slice", [u8(1, 40, 7, 3)], attrs, block=block)
+    check(rule("lpsn.strided_slice"), "lpsn.strided_slice", [u8(1, 40, 7, 3)], attrs, block=block)
 
 
 @BLOCKS
@@ -168,9 +174,9 @@ def test_rearranging(block: int) -> None:
     for mode in ("DCR", "CRD"):
         for channels in (128, 36):
             attrs = {"block_size": 2, "mode": mode}
-            check(data_movement.depth_to_space, "lpsn.depth_to_space", [u8(1, channels, 3, 4)], attrs, block=block)
-    check(data_movement.transpose, "lpsn.transpose", [u8(1, 40, 3, 4)], {"axes": (0, 2, 3, 1)}, block=block)
-    check(data_movement.reshape, "lpsn.reshape", [u8(1, 40, 3, 4)], {"shape": (1, 480)}, block=block)
+            check(rule("lpsn.depth_to_space"), "lpsn.depth_to_space", [u8(1, channels, 3, 4)], attrs, block=block)
+    check(rule("lpsn.transpose"), "lpsn.transpose", [u8(1, 40, 3, 4)], {"axes": (0, 2, 3, 1)}, block=block)
+    check(rule("lpsn.reshape"), "lpsn.reshape", [u8(1, 40, 3, 4)], {"shape": (1, 480)}, block=block)
 
 
 @BLOCKS
@@ -180,7 +186,7 @@ def test_concat(channels: tuple[int, int], axis: int, block: int) -> None:
     first = channels[0]
     arrays = [u8(1, first, 3, 4), u8(1, channels[1] if axis == 1 else first, 3 if axis == 1 else 2, 4)]
     attrs = {"axis": axis, "multipliers": (1.0, 0.5), "zero_points": (7, 3), **RESULT}
-    check(concat.concat, "lpsn.concat", arrays, attrs, block=block)
+    check(rule("lpsn.concat"), "lpsn.concat", arrays, attrs, block=block)
 
 
 LAYER = {"strides": (1, 1), "padding": (1, 1, 1, 1), "x_zero_point": 11, **RESULT}
@@ -260,6 +266,6 @@ def test_results_do_not_depend_on_the_order_of_threads() -> None:
     x = u8(1, 40, 9, 9)
     spec = TensorSpec(x.shape, "uint8", 32)
     attrs = {"in_zero_point": 5, "multiplier": 0.9 / 81, **RESULT}
-    kernel = pooling.global_avg_pool2d((spec,), {}, attrs, None)
+    kernel = rule("lpsn.global_avg_pool2d")((spec,), {}, attrs, None)
     for order in ("forward", "reversed", "random"):
         np.testing.assert_array_equal(run_kernel(kernel, [x], order=order), quant.global_avg_pool2d(x, **attrs))

@@ -4,37 +4,32 @@ constants.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from lpsn_tvm.schedules.cuda.threads import element_kernel
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.maker import Attrs, Constants, Inputs, Maker
 from lpsn_tvm.schedules.rounding import parameters
 from lpsn_tvm.schedules.views import View, compute
 
-Inputs = tuple[TensorSpec, ...]
-Constants = Mapping[str, Array]
-Attrs = Mapping[str, Any]
+
+def resize_nearest(maker: Maker, inputs: Inputs, constants: Constants, attrs: Attrs) -> Kernel | None:
+    """Kernel of `lpsn.resize_nearest` for any data type."""
+    return _pick(maker, "resize_nearest", inputs[0], np.asarray(attrs["rows"]), np.asarray(attrs["columns"]))
 
 
-def resize_nearest(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kernel | None:
-    """Kernel of `quant.resize_nearest` for any data type."""
-    return _pick("resize_nearest", inputs[0], np.asarray(attrs["rows"]), np.asarray(attrs["columns"]))
-
-
-def _pick(name: str, data: TensorSpec, rows: Array, columns: Array) -> Kernel:
+def _pick(maker: Maker, name: str, data: TensorSpec, rows: Array, columns: Array) -> Kernel:
     out = TensorSpec((*data.shape[:2], len(rows), len(columns)), data.dtype, data.block)
 
     def define(x: View, row: Any, column: Any) -> Any:
         return compute(out, lambda n, c, y, z: x(n, c, row[y], column[z]))
 
-    return element_kernel(name, (data,), (rows.astype(np.int32), columns.astype(np.int32)), out, define)
+    return maker.kernel(name, (data,), (rows.astype(np.int32), columns.astype(np.int32)), out, define, kind="move")
 
 
-def resize_linear(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kernel | None:
-    """Kernel of `quant.resize_linear` (integers) and of its float form."""
+def resize_linear(maker: Maker, inputs: Inputs, constants: Constants, attrs: Attrs) -> Kernel | None:
+    """Kernel of `lpsn.resize_linear` (integers) and `lpsn.float_resize_linear`."""
     data = inputs[0]
     is_float = data.dtype == "float32"
     kind = np.float32 if is_float else np.int32
@@ -55,18 +50,19 @@ def resize_linear(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) 
 
         return compute(out, value)
 
-    return element_kernel("resize_linear", (data,), (*tables, numbers), out, define)
+    return maker.kernel("resize_linear", (data,), (*tables, numbers), out, define, kind="gather")
 
 
 def _rounded(total: Any, p: Any, dtype: str) -> Any:
+    """Fixed point with 14 fractional bits -> integer within `p`."""
     from tvm import tirx
 
     rounded = (total + tirx.const(1 << 13, "int32")) >> tirx.const(14, "int32")
     return tirx.max(tirx.min(rounded, p[1].astype("int32")), p[0].astype("int32")).astype(dtype)
 
 
-def pad(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kernel | None:
-    """Kernel of `quant.pad` and its float form; reflected and replicated borders are picked like a nearest resize."""
+def pad(maker: Maker, inputs: Inputs, constants: Constants, attrs: Attrs) -> Kernel | None:
+    """Kernel of `lpsn.pad` and `lpsn.float_pad`; reflected and replicated borders are picked like a nearest resize."""
     from tvm import tirx
 
     data = inputs[0]
@@ -75,17 +71,19 @@ def pad(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kernel 
     if attrs["mode"] != "constant":
         rows = np.pad(np.arange(height), (top, bottom), mode=attrs["mode"])
         columns = np.pad(np.arange(width), (left, right), mode=attrs["mode"])
-        return _pick("pad_by_index", data, rows, columns)
+        return _pick(maker, "pad_by_index", data, rows, columns)
     out = TensorSpec((*data.shape[:2], height + top + bottom, width + left + right), data.dtype, data.block)
+    number = float(attrs["value"]) if data.dtype == "float32" else int(attrs["value"])
 
-    # In the code: TVM's code generator cannot spread a byte that is no constant over a vector.
-    fill = float(attrs["value"]) if data.dtype == "float32" else int(attrs["value"])
+    def define(x: View, *p: Any) -> Any:
+        fill = p[0][0].astype(data.dtype) if p else tirx.const(number, data.dtype)
 
-    def define(x: View) -> Any:
         def value(n: Any, c: Any, y: Any, z: Any) -> Any:
             inside = tirx.all(y >= top, y < height + top, z >= left, z < width + left)
-            return tirx.if_then_else(inside, x(n, c, y - top, z - left), tirx.const(fill, data.dtype))
+            return tirx.if_then_else(inside, x(n, c, y - top, z - left), fill)
 
         return compute(out, value)
 
-    return element_kernel("pad", (data,), (), out, define, (top, left), fill)
+    in_code = maker.pads_with_literals
+    read, details = ((), (number,)) if in_code else ((parameters(number),), ())
+    return maker.kernel("pad", (data,), read, out, define, (top, left), *details, kind="move")
