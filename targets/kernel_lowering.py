@@ -18,6 +18,7 @@ from lpsn_tvm import float_ops, graph, quant
 from lpsn_tvm.errors import CompileError
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.convert import is_same_memory
+from lpsn_tvm.schedules.rules import dispatch
 from lpsn_tvm.targets.choices import chosen
 
 ELEMENTWISE = ("lpsn.add", "lpsn.multiply", "lpsn.float_elementwise")
@@ -162,11 +163,7 @@ class _Lowering:
     def _dispatch(
         self, op: str, inputs: tuple[TensorSpec, ...], constants: dict[str, Array], attrs: dict[str, Any]
     ) -> Kernel | None:
-        for builder in self.backend.rules.get(op, ()):
-            kernel: Kernel | None = builder(inputs, constants, attrs, self.backend.geometry)
-            if kernel is not None:
-                return kernel
-        return None
+        return dispatch(self.backend.rules, op, inputs, constants, attrs, self.backend.geometry)
 
     def _emit(self, kernel: Kernel, operands: list[Any], name: str) -> Any:
         if kernel.key not in self.functions:
