@@ -1,8 +1,9 @@
-"""Every trap of the pinned TVM release in one place: version check, cheap imports of TVMScript modules, targets of
-LLVM.
+"""Every trap of the pinned TVM release in one place: version check, cheap imports, a quiet and quick MetaSchedule.
 
 `apache-tvm==0.27.0.post1` is developed against; its FFI after 0.1.14 crashes any MetaSchedule `TuneContext` with a
-space generator.
+space generator (`smoke_test`). Worker processes (`lpsn_tvm/tuning/workers.py`) start with `import_tvm`; of TVM's own
+pool of workers nothing is used. The int8 rules of MetaSchedule and TVM's storage rewrite, which shares a buffer between
+int8 and int32, are not used either: `targets/cuda_compile.py` has its own list of passes.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from __future__ import annotations
 import contextlib
 import inspect
 import linecache
+import logging
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
 from lpsn_tvm.errors import CompileError
+from lpsn_tvm.runtime import without_torch
 
+METASCHEDULE = "tvm.s_tir.meta_schedule"
 PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
 
 
@@ -73,3 +78,61 @@ def import_tensor_intrinsics() -> None:
     """`import tvm.s_tir.tensor_intrin` in seconds instead of a minute; needed by MetaSchedule's stock rules only."""
     with light_stack():
         import tvm.s_tir.tensor_intrin  # noqa: F401
+
+
+def import_tvm() -> Any:
+    """The `tvm` module, imported without torch (0.8 s instead of 3 s, 300 MB less): for worker processes.
+
+    Raises
+    ------
+    CompileError
+        It is another release than this package was made for.
+    """
+    check_versions()
+    with without_torch(), light_stack():
+        import tvm
+    return tvm
+
+
+@contextlib.contextmanager
+def quiet_metaschedule() -> Iterator[None]:
+    """MetaSchedule tells nothing but errors; its level is put back afterwards.
+
+    Its loggers write every candidate's trace to the console and, at level NOTSET, switch themselves to DEBUG.
+    """
+    logger = logging.getLogger(METASCHEDULE)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+_SMOKE_TEST = """
+from lpsn_tvm.compat import import_tvm
+tvm = import_tvm()
+from tvm import te
+from tvm.s_tir import meta_schedule as ms
+a = te.placeholder((4,), name="a")
+mod = tvm.IRModule({"main": te.create_prim_func([a, te.compute((4,), lambda i: a[i] + 1, name="b")])})
+space = ms.space_generator.ScheduleFn(lambda sch: None, sch_rules=[], postprocs=[], mutator_probs={})
+target = tvm.target.Target({"kind": "llvm", "num-cores": 1})
+print(len(ms.TuneContext(mod, target=target, space_generator=space).generate_design_space()))
+"""
+
+
+def smoke_test(command: tuple[str, ...] = (sys.executable, "-c", _SMOKE_TEST)) -> None:
+    """Build a `TuneContext` with a space generator, in a process of its own: a wrong FFI crashes it.
+
+    Raises
+    ------
+    CompileError
+        The process did not survive.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode or done.stdout.split()[-1:] != ["1"]:
+        wanted = " ".join(f"{name}=={version}" for name, version in PINS.items())
+        raise CompileError(
+            f"MetaSchedule does not work with the installed releases (exit status {done.returncode}); wanted: {wanted}"
+        )

@@ -23,9 +23,9 @@ CPU, POOLED_ALLOCATOR = 1, 2
 
 
 @contextmanager
-def _without_torch() -> Iterator[None]:
-    """tvm_ffi imports torch when it finds it (3 s, 300 MB); nothing here needs that. A torch already imported is
-    left alone.
+def without_torch() -> Iterator[None]:
+    """Both tvm and tvm_ffi import torch when they find it (3 s, 300 MB); nothing here needs that. A torch already
+    imported is left alone.
     """
     if "torch" in sys.modules:
         yield
@@ -51,7 +51,7 @@ def load_ffi() -> Any:
     # TVM takes half of an x86 machine's processors for hyper-threads and would never use the others.
     if not {"TVM_NUM_THREADS", "OMP_NUM_THREADS"} & set(os.environ):
         os.environ["TVM_NUM_THREADS"] = str(_cores())
-    with _without_torch():
+    with without_torch():
         import tvm_ffi
     if "tvm" not in sys.modules:
         ctypes.CDLL(str(Path(spec.origin).parent / "lib" / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
@@ -103,6 +103,15 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def aligned_tensor(ffi: Any, array: np.ndarray) -> Any:
+    """A runtime tensor: a copy in memory aligned to 64 bytes, as vector loads expect."""
+    raw = np.empty(array.nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    view = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    view[...] = array
+    return ffi.from_dlpack(view)
+
+
 class Executable:
     """A compiled Relax library: `main(inputs..., parameters)`.
 
@@ -124,19 +133,11 @@ class Executable:
         self._machine = self._library["vm_load_executable"]()
         self._machine["vm_initialization"](CPU, 0, POOLED_ALLOCATOR)
         self._main = self._machine["main"]
-        self._params = self._ffi.convert([self._tensor(array) for array in params])
-
-    def _tensor(self, array: np.ndarray) -> Any:
-        """A copy in memory aligned to 64 bytes, as vector loads expect."""
-        raw = np.empty(array.nbytes + 64, np.uint8)
-        start = -raw.ctypes.data % 64
-        view = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-        view[...] = array
-        return self._ffi.from_dlpack(view)
+        self._params = self._ffi.convert([aligned_tensor(self._ffi, array) for array in params])
 
     def prepare(self, arrays: Sequence[np.ndarray]) -> list[Any]:
         """Runtime tensors of the inputs (aligned copies)."""
-        return [self._tensor(array) for array in arrays]
+        return [aligned_tensor(self._ffi, array) for array in arrays]
 
     def run(self, tensors: Sequence[Any]) -> list[Any]:
         """Run on prepared tensors; runtime tensors out."""

@@ -1,6 +1,7 @@
 """The pinned TVM release: a clear refusal of others, cheap imports, and a smoke test of what a wrong pin breaks."""
 
 import inspect
+import logging
 import subprocess
 import sys
 from importlib import metadata
@@ -33,21 +34,27 @@ def test_light_stack_is_taken_back_after_an_error():
     assert inspect.stack is original
 
 
-@pytest.mark.slow
 def test_tune_context_with_a_space_generator_survives():
     """FFI releases after the pinned one crash the process here, hence the process of its own."""
-    program = """
-import tvm
-from lpsn_tvm.compat import import_tensor_intrinsics
-import_tensor_intrinsics()
-from tvm import te
-from tvm.s_tir import meta_schedule as ms
-a = te.placeholder((16, 16), name="a")
-b = te.compute((16, 16), lambda i, j: a[i, j] + 1, name="b")
-target = tvm.target.Target({"kind": "llvm", "mcpu": "haswell", "num-cores": 1})
-context = ms.TuneContext(tvm.IRModule({"main": te.create_prim_func([a, b])}), target=target, space_generator="post-
-order-apply") print(len(context.generate_design_space()))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout.split()[-1]) >= 1
+    compat.smoke_test()
+
+
+@pytest.mark.parametrize("program", ["import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "print(0)", "1 / 0"])
+def test_a_crash_of_the_smoke_test_names_the_wanted_releases(program):
+    with pytest.raises(CompileError, match="MetaSchedule does not work .*apache-tvm-ffi==0.1.14.post1"):
+        compat.smoke_test((sys.executable, "-c", program))
+
+
+def test_workers_import_tvm_without_torch():
+    program = "import sys; from lpsn_tvm.compat import import_tvm; import_tvm(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_metaschedule_is_quiet_and_its_level_is_put_back():
+    logger = logging.getLogger(compat.METASCHEDULE)
+    before = logger.level
+    with pytest.raises(ZeroDivisionError), compat.quiet_metaschedule():
+        assert not logger.isEnabledFor(logging.WARNING)
+        raise ZeroDivisionError
+    assert logger.level == before
