@@ -14,7 +14,7 @@ from lpsn_tvm.schedules.cuda.dense_dp4a import MOST_ROWS, few_rows
 from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Tile, reduction
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
 from lpsn_tvm.schedules.cuda.tiles import choose_tile
-from lpsn_tvm.schedules.cuda.weights import input_block, nibble_shift, pack_weight, parameters, per_channel
+from lpsn_tvm.schedules.cuda.weights import input_bits, input_block, nibble_shift, pack_weight, parameters, per_channel
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 
 
@@ -69,6 +69,7 @@ def conv2d(
         group=group,
         has_residual=len(inputs) == 2,
         weight_bits=8 if shift is None else 4,
+        in_bits=input_bits(data, attrs, isa),
         tile=Tile(64, 32, 2, 1),
     )
     geometry = replace(geometry, tile=tile or choose_tile(geometry, isa))

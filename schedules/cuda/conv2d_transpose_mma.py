@@ -14,7 +14,7 @@ from lpsn_tvm.schedules.cuda.conv2d_mma import is_supported, make_kernel
 from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Interleave, Tile
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
 from lpsn_tvm.schedules.cuda.tiles import choose_tile
-from lpsn_tvm.schedules.cuda.weights import input_block, nibble_shift
+from lpsn_tvm.schedules.cuda.weights import input_bits, input_block, nibble_shift
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 
 
@@ -62,6 +62,7 @@ def conv2d_transpose(
         group=None,
         has_residual=False,
         weight_bits=8 if shift is None else 4,
+        in_bits=input_bits(data, attrs, isa),
         tile=Tile(64, 32, 2, 1),
         interleave=Interleave((sy, sx), (top, left), (oh, ow)),
     )

@@ -13,7 +13,7 @@ from lpsn_tvm.schedules.cuda.dense_dp4a import MOST_ROWS, few_rows
 from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Tile
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
 from lpsn_tvm.schedules.cuda.tiles import choose_tile
-from lpsn_tvm.schedules.cuda.weights import nibble_shift
+from lpsn_tvm.schedules.cuda.weights import input_bits, nibble_shift
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 
 
@@ -52,6 +52,7 @@ def dense(
         group=None,
         has_residual=len(inputs) == 2,
         weight_bits=8 if shift is None else 4,
+        in_bits=input_bits(data, attrs, isa),
         tile=Tile(16, 32, 1, 1),
         is_flat=True,
     )

@@ -29,7 +29,9 @@ class Epilogue:
     out_dtype : str
         "uint8", "int8" or "float32".
     is_scaled : bool
-        The sums are 16 times too large (4-bit weights).
+        The sums are 16 times too large (4-bit weights that were unpacked).
+    is_shifted : bool
+        The sums are those of 4-bit weights, which have a power of two left out.
     """
 
     bias: Any
@@ -40,6 +42,7 @@ class Epilogue:
     out: Any
     out_dtype: str
     is_scaled: bool
+    is_shifted: bool = False
 
     def load(self, channel: Any) -> None:
         """Read bias and scale of `CHANNELS` channels into registers."""
@@ -58,6 +61,8 @@ class Epilogue:
         for i, total in enumerate(sums):
             if self.is_scaled:
                 total = T.shift_left(T.shift_right(total, 4), self.integers[2])
+            elif self.is_shifted:
+                total = T.shift_left(total, self.integers[2])
             total = total + self.bias_values[i]
             values.append(call(intrinsics.SCALED, total, self.scale_values[i], returns="float32"))
         if self.out_dtype == "float32":

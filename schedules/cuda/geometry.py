@@ -106,6 +106,8 @@ class ConvGeometry:
     interleave : Interleave or None
         Transposed convolutions: `out_blocks` counts the blocks of all phases, `out_size` windows.
     tile : Tile
+    in_bits : int
+        4 where no input is above 15 and the GPU has 4-bit matrix instructions, else 8; containers are bytes.
     """
 
     batch: int
@@ -127,6 +129,12 @@ class ConvGeometry:
     tile: Tile
     is_flat: bool = False
     interleave: Interleave | None = None
+    in_bits: int = 8
+
+    @property
+    def multiplies_nibbles(self) -> bool:
+        """Whether products are of 4 bits by 4: two k-steps become one, packed in registers."""
+        return self.in_bits == 4 and self.weight_bits == 4 and self.tile.ksteps % 2 == 0
 
     @property
     def pixels(self) -> int:

@@ -85,7 +85,7 @@ def estimate(geometry: ConvGeometry, isa: CudaIsa) -> float:
 
 def _cycles_per_stage(g: ConvGeometry, isa: CudaIsa) -> float:
     tile = g.tile
-    rate = PRODUCTS.get(isa.arch, 1024)
+    rate = PRODUCTS.get(isa.arch, 1024) * (2 if g.multiplies_nibbles else 1)
     products = tile.rows * tile.columns * KSTEP * tile.ksteps / rate
     fragments = tile.ksteps * KSTEP * (tile.rows * tile.warps_n + tile.columns * tile.warps_m) / 128
     copies = g.stage_bytes / (64 if isa.arch in PRODUCTS else 32)

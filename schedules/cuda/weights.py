@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lpsn_tvm.schedules.cuda.geometry import KSTEP, ConvGeometry, first_block
-from lpsn_tvm.schedules.cuda.isa import BLOCK, WARP
+from lpsn_tvm.schedules.cuda.isa import BLOCK, WARP, CudaIsa
+from lpsn_tvm.schedules.kernel import TensorSpec
 
 Array = npt.NDArray[Any]
 
@@ -25,20 +26,28 @@ def pack_weight(weight: Array, geometry: ConvGeometry) -> Array:
     A k-step of 32 output channels holds eight 32-bit registers per lane: register 2j + h of lane l holds the bytes
     k = 16h + l%4*4 .. +3 of column l/4 of tile j. Column g of tile j is output channel g/2*8 + 2j + g%2, so that the
     lane that holds columns 2q and 2q+1 of the results of all four tiles holds channels 8q .. 8q+7. With 4 bits, word w
-    of a lane holds register 2w in the low nibbles and 2w + 1 in the high ones.
+    of a lane holds register 2w in the low nibbles and 2w + 1 in the high ones; where products are of 4 bits, a register
+    of two k-steps holds the first in the low nibbles and the second in the high ones, as `PACK_NIBBLES` packs pixels.
     """
     steps = _ksteps(weight, geometry)
     register, lane, byte = np.ogrid[:8, :WARP, :4]
     tile, half, column = register // 2, register % 2, lane // 4
     channel = column // 2 * 8 + tile * 2 + column % 2
     fragments = steps[:, :, channel, 16 * half + lane % 4 * 4 + byte]
-    shape = steps.shape[:2]
     if geometry.weight_bits == 8:
-        halves = fragments.reshape(*shape, 2, 4, WARP, 4).transpose(0, 1, 2, 4, 3, 5)
-        return np.ascontiguousarray(halves).reshape(geometry.weight_shape)
+        return _in_halves(fragments).reshape(geometry.weight_shape)
     nibbles = fragments.view(np.uint8) & 15
+    if geometry.multiplies_nibbles:
+        return _in_halves(nibbles[:, 0::2] | nibbles[:, 1::2] << 4).reshape(geometry.weight_shape)
     words = nibbles[:, :, 0::2] | nibbles[:, :, 1::2] << 4
     return np.ascontiguousarray(words.transpose(0, 1, 3, 2, 4)).reshape(geometry.weight_shape)
+
+
+def _in_halves(fragments: Array) -> Array:
+    """[blocks, k-steps, 8 registers, lanes, 4 bytes] -> four registers of every lane, then the other four."""
+    blocks, steps = fragments.shape[:2]
+    halves = fragments.reshape(blocks, steps, 2, 4, WARP, 4).transpose(0, 1, 2, 4, 3, 5)
+    return np.ascontiguousarray(halves)
 
 
 def _ksteps(weight: Array, geometry: ConvGeometry) -> Array:
@@ -77,6 +86,12 @@ def parameters(attrs: Mapping[str, Any], in_dtype: str, shift: int) -> tuple[Arr
     integers = np.array([zero_point, int(attrs.get("residual_zero_point", 0)), shift, 0], np.int32)
     padding = np.full(KSTEP, int(attrs.get("x_zero_point", 0)), in_dtype)
     return floats, integers, padding
+
+
+def input_bits(data: TensorSpec, attrs: Mapping[str, Any], isa: CudaIsa) -> int:
+    """4 where every input, and what padding holds, is an unsigned 4-bit integer and `isa` multiplies those; else 8."""
+    largest = max(int(attrs.get("x_qmax", 255)), int(attrs.get("x_zero_point", 0)))
+    return 4 if isa.has_mma_s4 and data.dtype == "uint8" and largest < 16 else 8
 
 
 def nibble_shift(weight: Array) -> int | None:
