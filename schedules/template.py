@@ -26,6 +26,7 @@ Config = Mapping[str, Value]
 """Knob -> value, plain JSON."""
 
 REMAKERS: dict[str, str] = {
+    "depthwise": "lpsn_tvm.schedules.cuda.depthwise:remake",
     "conv2d_int8": "lpsn_tvm.schedules.llvm.conv_template:remake",
     "conv2d_transpose_int8": "lpsn_tvm.schedules.llvm.conv_template:remake",
     "dense_int8": "lpsn_tvm.schedules.llvm.conv_template:remake",

@@ -45,7 +45,12 @@ class Epilogue:
     is_shifted: bool = False
 
     def load(self, channel: Any) -> None:
-        """Read bias and scale of `CHANNELS` channels into registers."""
+        """Read bias and scale of `CHANNELS` channels into registers, and the numbers of the layer: what follows a
+        condition would read them again and again.
+        """
+        self.float_values, self.integer_values = registers(4, "float32"), registers(4)
+        call(intrinsics.copy(16), pointer(self.float_values), pointer(self.floats))
+        call(intrinsics.copy(16), pointer(self.integer_values), pointer(self.integers))
         self.bias_values = registers(CHANNELS)
         self.scale_values = registers(CHANNELS, "float32")
         self.results = registers(CHANNELS, "float32" if self.out_dtype == "float32" else "int32")
@@ -55,15 +60,16 @@ class Epilogue:
             call(intrinsics.copy(16), pointer(self.bias_values, i), pointer(self.bias, channel + i))
             call(intrinsics.copy(16), pointer(self.scale_values, i), pointer(self.scale, channel + i))
 
-    def finish(self, sums: list[Any], at: Any) -> None:
-        """Write the outputs of eight sums to `out[at ...]`."""
+    def finish(self, sums: list[Any], at: Any, *, has_bias: bool = False) -> None:
+        """Write the outputs of eight sums to `out[at ...]`; `has_bias` says that the sums began with `bias_values`."""
         values = []
         for i, total in enumerate(sums):
             if self.is_scaled:
-                total = T.shift_left(T.shift_right(total, 4), self.integers[2])
+                total = T.shift_left(T.shift_right(total, 4), self.integer_values[2])
             elif self.is_shifted:
-                total = T.shift_left(total, self.integers[2])
-            total = total + self.bias_values[i]
+                total = T.shift_left(total, self.integer_values[2])
+            if not has_bias:
+                total = total + self.bias_values[i]
             values.append(call(intrinsics.SCALED, total, self.scale_values[i], returns="float32"))
         if self.out_dtype == "float32":
             for i, value in enumerate(values):
@@ -78,13 +84,14 @@ class Epilogue:
                     intrinsics.WITH_RESIDUAL,
                     value,
                     T.cast(self.others[i], "int32"),
-                    self.integers[1],
-                    self.floats[2],
+                    self.integer_values[1],
+                    self.float_values[2],
                     returns="float32",
                 )
                 for i, value in enumerate(values)
             ]
         for i, value in enumerate(values):
-            result = call(intrinsics.ROUNDED, value, self.floats[0], self.floats[1], self.integers[0], returns="int32")
+            result = call(intrinsics.ROUNDED, value, self.float_values[0], self.float_values[1], returns="int32")
             store(self.results, i, result)
-        call(intrinsics.STORE_BYTES, pointer(self.out, at), pointer(self.results))
+        store_bytes = intrinsics.store_bytes(self.out_dtype == "int8")
+        call(store_bytes, pointer(self.out, at), pointer(self.results), self.integer_values[0])

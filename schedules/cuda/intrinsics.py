@@ -157,22 +157,28 @@ WITH_RESIDUAL = _function(
 """Sum of two products, each clamped first (`quant._finish`)."""
 
 ROUNDED = _function(
-    "int lpsn_rounded(float value, float low, float high, int zero_point)",
-    "  return __float2int_rn(fminf(fmaxf(value, low), high)) + zero_point;",
+    "int lpsn_rounded(float value, float low, float high)",
+    "  return __float2int_rn(fminf(fmaxf(value, low), high));",
 )
-"""Clamp, round half to even, add the zero point (`quant.to_integer`)."""
+"""Clamp, round half to even (`quant.to_integer` without the zero point, which `store_bytes` adds)."""
 
-STORE_BYTES = _function(
-    "void lpsn_store_bytes(void* to, const int* values)",
-    "  unsigned int words[2];\n"
-    "#pragma unroll\n"
-    "  for (int i = 0; i < 2; ++i) {\n"
-    "    const int* v = values + 4 * i;\n"
-    "    words[i] = (v[0] & 255) | ((v[1] & 255) << 8) | ((v[2] & 255) << 16) | ((unsigned int)v[3] << 24);\n"
-    "  }\n"
-    "  *(uint2*)to = make_uint2(words[0], words[1]);",
-)
-"""Eight integers as eight bytes."""
+
+def store_bytes(is_signed: bool) -> Function:
+    """Eight integers as eight bytes, a zero point added to each; every sum fits its byte.
+
+    Sums of four shifted integers instead of a mask and an addition for each: as sums are 0 .. 255 (signed ones are
+    made so by 128, which is the top bit of a byte), nothing is carried into a neighbour, and what intermediate results
+    lose beyond 32 bits is not missed.
+    """
+    offset, top = ("+ 128", " ^ 0x80808080u") if is_signed else ("", "")
+    return _function(
+        f"void lpsn_store_{'s8' if is_signed else 'u8'}(void* to, const int* values, int zero_point)",
+        "  const unsigned int* v = (const unsigned int*)values;\n"
+        f"  unsigned int four = (unsigned int)(zero_point {offset}) * 0x01010101u;\n"
+        "  unsigned int low = (v[0] + (v[1] << 8)) + ((v[2] + (v[3] << 8)) << 16) + four;\n"
+        "  unsigned int high = (v[4] + (v[5] << 8)) + ((v[6] + (v[7] << 8)) << 16) + four;\n"
+        f"  *(uint2*)to = make_uint2(low{top}, high{top});",
+    )
 
 
 def dot(dtype: str) -> Function:

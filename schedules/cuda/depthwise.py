@@ -1,0 +1,178 @@
+"""`lpsn.conv2d` with one input channel per output channel: any kernel, stride, dilation and padding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from lpsn_tvm.schedules.cuda.conv2d_mma import is_supported
+from lpsn_tvm.schedules.cuda.depthwise_core import convolution
+from lpsn_tvm.schedules.cuda.depthwise_plan import (
+    COLUMNS,
+    MOST_REGISTERS,
+    ROWS,
+    THREADS,
+    WORD,
+    DepthwiseGeometry,
+    DepthwiseTile,
+    candidates,
+    estimate,
+    features,
+    registers_of,
+)
+from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
+from lpsn_tvm.schedules.cuda.weights import parameters
+from lpsn_tvm.schedules.cuda.window_sums import convolution_window
+from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.template import Config, Template
+
+
+def depthwise(
+    inputs: tuple[TensorSpec, ...],
+    constants: Mapping[str, Array],
+    attrs: Mapping[str, Any],
+    isa: CudaIsa,
+    tile: DepthwiseTile | None = None,
+) -> Kernel | None:
+    """Kernel of `quant.conv2d` with a constant weight and one input channel per output channel; `tile` overrides the
+    choice.
+    """
+    data, weight = inputs[0], constants.get("weight")
+    if weight is None or weight.shape[1] != 1 or int(attrs.get("groups", 1)) != data.shape[1]:
+        return None
+    if weight.shape[0] != data.shape[1] or data.dtype not in ("uint8", "int8"):
+        return None
+    window = convolution_window(data.shape, weight.shape[2:], attrs)
+    data = data.with_block(data.block if data.block in (8, 16, BLOCK) else block_of(data.shape[1]))
+    out = TensorSpec((*data.shape[:2], *window.size), str(attrs.get("out_dtype", "uint8")), data.block)
+    if not is_supported(inputs, out):
+        return None
+    geometry = DepthwiseGeometry(
+        batch=data.shape[0],
+        blocks=data.blocks,
+        block=data.block,
+        in_size=(data.shape[2], data.shape[3]),
+        out_size=window.size,
+        in_dtype=data.dtype,
+        out_dtype=out.dtype,
+        kernel=window.kernel,
+        strides=window.strides,
+        dilation=window.dilation,
+        pads=window.padding,
+        has_residual=len(inputs) == 2,
+        tile=tile or DepthwiseTile(1, 1),
+    )
+    if tile is not None:
+        return make_kernel(geometry, constants, attrs, (data, out))
+    return make_template(geometry, isa, constants, attrs, (data, out)).kernel()
+
+
+def block_of(channels: int) -> int:
+    """Channel block of an input that has none: the smallest that holds all, whole octets."""
+    return next((block for block in (8, 16) if channels <= block), BLOCK)
+
+
+def choose_tile(geometry: DepthwiseGeometry, isa: CudaIsa) -> DepthwiseTile:
+    """The tile of least estimated time."""
+    fitting = [replace(geometry, tile=tile) for tile in candidates(geometry.out_size)]
+    small = [g for g in fitting if registers_of(g) <= MOST_REGISTERS] or fitting[:1]
+    return min(small, key=lambda g: estimate(g, isa)).tile
+
+
+def make_template(
+    geometry: DepthwiseGeometry,
+    isa: CudaIsa,
+    constants: Mapping[str, Array],
+    attrs: Mapping[str, Any],
+    specs: tuple[TensorSpec, TensorSpec],
+) -> Template:
+    """The ways to make a kernel; the tile of `geometry` does not count, `specs` are input and output."""
+    choices = {
+        "columns": tuple(c for c in COLUMNS if c <= geometry.out_size[1]),
+        "rows": tuple(r for r in ROWS if r <= geometry.out_size[0]),
+        "threads": THREADS,
+    }
+
+    def with_tile(config: Config) -> DepthwiseGeometry:
+        tile = DepthwiseTile(int(config["columns"]), int(config["rows"]), int(config["threads"]))
+        return replace(geometry, tile=tile)
+
+    return Template(
+        "depthwise",
+        {"geometry": {k: v for k, v in asdict(geometry).items() if k != "tile"}, "isa": asdict(isa)},
+        choices,
+        asdict(choose_tile(geometry, isa)),
+        lambda config: make_kernel(with_tile(config), constants, attrs, specs),
+        lambda config: registers_of(with_tile(config)) <= MOST_REGISTERS or config == {**config, **_SMALLEST},
+        lambda config: features(with_tile(config), isa),
+    )
+
+
+_SMALLEST = {"columns": 1, "rows": 1}
+"""Always allowed: however large the window, something has to compute it."""
+
+
+def remake(workload: Mapping[str, Any]) -> Template:
+    """The template of a workload, with constants of zeros."""
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in workload["geometry"].items()}
+    geometry = DepthwiseGeometry(**given, tile=DepthwiseTile(1, 1))
+    g, channels = geometry, geometry.blocks * geometry.block
+    constants = {
+        "weight": np.zeros((channels, 1, *g.kernel), np.int8),
+        "bias": np.zeros(channels, np.int32),
+        "scale": np.ones(channels, np.float32),
+    }
+    data = TensorSpec((g.batch, channels, *g.in_size), g.in_dtype, g.block)
+    out = TensorSpec((g.batch, channels, *g.out_size), g.out_dtype, g.block)
+    return make_template(geometry, CudaIsa(**workload["isa"]), constants, {}, (data, out))
+
+
+def make_kernel(
+    geometry: DepthwiseGeometry,
+    constants: Mapping[str, Array],
+    attrs: Mapping[str, Any],
+    specs: tuple[TensorSpec, TensorSpec],
+) -> Kernel:
+    """The kernel of a geometry; `specs` are input and output."""
+    data, out = specs
+    floats, integers, padding = parameters(attrs, data.dtype, 0)
+    packed = (
+        pack_weight(constants["weight"], geometry),
+        _per_channel(constants["bias"], "int32", out),
+        _per_channel(constants["scale"], "float32", out),
+        floats,
+        integers,
+        np.full(geometry.padding_shape, padding[0], data.dtype),
+    )
+    wanted = (data, out) if geometry.has_residual else (data,)
+    return Kernel(lambda: convolution(geometry), packed, out, ("depthwise", geometry), wanted)
+
+
+def _per_channel(values: Array, dtype: str, out: TensorSpec) -> Array:
+    full = np.zeros(out.blocks * out.block, dtype)
+    full[: out.shape[1]] = np.broadcast_to(np.asarray(values).reshape(-1), (out.shape[1],))
+    return full.reshape(out.blocks, out.block)
+
+
+def pack_weight(weight: Array, geometry: DepthwiseGeometry) -> Array:
+    """int8[C, 1, kh, kw] -> int8[blocks, kw * uses, channels, 4].
+
+    A word of three or four rows holds them in order. One of two rows holds them twice, for an even and an odd channel
+    (the other's weights are zero), one of one row holds four channels.
+    """
+    g = geometry
+    full = np.zeros((g.blocks * g.block, *g.kernel), np.int8)
+    full[: weight.shape[0]] = weight[:, 0]
+    split = full.reshape(g.blocks, g.block, *g.kernel)
+    packed = np.zeros((g.blocks, g.kernel[1], len(g.plan.uses), g.block, WORD), np.int8)
+    lane = np.arange(g.block)
+    for at, use in enumerate(g.plan.uses):
+        size = len(use.taps)
+        first = {1: lane % 4, 2: lane % 2 * 2}.get(size, 0 * lane)
+        for i, tap in enumerate(use.taps):
+            if tap is not None:
+                packed[:, :, at, lane, first + i] = split[:, lane, tap].transpose(0, 2, 1)
+    return packed.reshape(g.weight_shape)
