@@ -6,6 +6,7 @@ from lpsn_tvm.schedules.cuda import block_reduction, convert, direct, direct_flo
 from lpsn_tvm.schedules.cuda.conv2d_mma import conv2d
 from lpsn_tvm.schedules.cuda.conv2d_transpose_mma import conv2d_transpose
 from lpsn_tvm.schedules.cuda.dense import dense
+from lpsn_tvm.schedules.cuda.depthwise import depthwise
 from lpsn_tvm.schedules.cuda.maker import MAKER
 from lpsn_tvm.schedules.rules import rules
 
@@ -15,7 +16,7 @@ RULES = rules(
         # integers
         "lpsn.quantize": (convert.quantize,),
         "lpsn.dequantize": (convert.dequantize,),
-        "lpsn.conv2d": (direct.depthwise, conv2d, direct.conv2d),
+        "lpsn.conv2d": (depthwise, direct.depthwise, conv2d, direct.conv2d),
         "lpsn.conv2d_transpose": (conv2d_transpose, direct.conv2d_transpose),
         "lpsn.dense": (dense, direct.dense),
         # floats
