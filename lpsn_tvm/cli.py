@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
-from lpsn_tvm import cli_vta
+from lpsn_tvm import cli_rpc, cli_vta
 from lpsn_tvm.errors import LpsnError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_vta.app, name="vta")
+cli_rpc.add_commands(app)
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead of tables.")]
 
 

@@ -41,7 +41,7 @@ def test_tune_context_with_a_space_generator_survives():
 
 @pytest.mark.parametrize("program", ["import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "print(0)", "1 / 0"])
 def test_a_crash_of_the_smoke_test_names_the_wanted_releases(program):
-    with pytest.raises(CompileError, match="MetaSchedule does not work .*apache-tvm-ffi==0.1.14.post1"):
+    with pytest.raises(CompileError, match=r"MetaSchedule does not work .*apache-tvm-ffi==0.1.14.post1"):
         compat.smoke_test((sys.executable, "-c", program))
 
 

@@ -226,9 +226,7 @@ class KernelMeasurer:
     def time(self, paths: Sequence[str]) -> list[Any]:
         """Outcomes of measuring files: seconds of several calls each."""
         futures = [self.place.submit("measure", (path,), 1, self.run_seconds) for path in paths]
-        outcomes = [future.result() for future in futures]
-        self.place.release()
-        return outcomes
+        return [future.result() for future in futures]
 
     def compare(self, template: Template, configs: Sequence[Config], rounds: int) -> Comparison:
         """Time configurations in turn, round by round, in one process, on equal inputs and the template's constants.
@@ -252,7 +250,6 @@ class KernelMeasurer:
                 errors[index] = self._compare_files(jobs, [index], 1).error
             built = [index for index in built if not errors[index]]
             outcome = self._compare_files(jobs, built, rounds)
-        self.place.release()
         for index in built:
             errors[index] = outcome.error
         return self._comparison(len(jobs), errors, built, outcome.value)

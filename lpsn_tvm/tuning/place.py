@@ -19,10 +19,6 @@ class Place(Protocol):
         """Start a command on candidate files of this machine."""
         ...
 
-    def release(self) -> None:
-        """Nothing is to be measured for a while."""
-        ...
-
     def close(self) -> None:
         """Give everything back."""
         ...
@@ -50,9 +46,6 @@ class LocalPlace:
         """Start a command on candidate files."""
         arguments = {"command": command, "kind": self.kind, "files": list(paths), "rounds": rounds}
         return self._pool.submit(Call(self._execute, arguments), timeout)
-
-    def release(self) -> None:
-        """The process stays: starting it takes longer than what it holds is worth."""
 
     def close(self) -> None:
         """End the process."""
