@@ -35,8 +35,10 @@ from typing import Any
 
 import numpy as np
 
-# In place of this folder, where `import cuda` (NVIDIA's bindings) would find this file.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+HERE = Path(__file__).resolve().parent
+if Path(sys.path[0]).resolve() == HERE:
+    # This folder may not stay: `import cuda` (NVIDIA's bindings) would find this file.
+    sys.path[0] = str(HERE.parent)
 
 from benchmarks import cuda_kit
 from benchmarks.cuda_kit import BATCHES, NETWORKS, VARIANTS, Case
@@ -181,7 +183,7 @@ print(loaded - start, time.perf_counter() - loaded)
 
 def first_call(path: Path, shape: tuple[int, ...]) -> dict[str, float]:
     """Seconds of load and of the first call in a fresh process, the driver's start included."""
-    script = FIRST_CALL.format(root=str(Path(__file__).resolve().parents[1]), shape=shape, path=str(path))
+    script = FIRST_CALL.format(root=str(HERE.parent), shape=shape, path=str(path))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     load, call = map(float, done.stdout.split())
     return {"load_seconds": load, "first_call_seconds": call}

@@ -1,0 +1,141 @@
+"""The GPU benchmark without a GPU: the torch network is the ONNX network, the kit holds what it says, and the measuring
+part runs through on a stand-in for `torch.cuda` that is the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import cuda_kit, models
+from benchmarks.cuda_kit import VARIANTS, Case
+
+CASES = (Case("resnet20", VARIANTS[0], 2), Case("resnet20", VARIANTS[4], 2))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "lenet5", "espcn"])
+def test_torch_network_is_the_onnx_network(name: str) -> None:
+    import onnxruntime
+    import torch
+
+    from benchmarks.torch_network import TorchNetwork
+
+    model = {"resnet20": models.resnet20, "lenet5": models.lenet5, "espcn": lambda: models.espcn(height=24, width=32)}[
+        name
+    ]()
+    x = models.smooth_noise(cuda_kit.input_shape(model, 1), 3)
+    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"input": x})[0]
+    with torch.no_grad():
+        got = TorchNetwork(model).eval()(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def test_torch_network_names_what_it_does_not_know() -> None:
+    from benchmarks.torch_network import TorchNetwork
+
+    with pytest.raises(ValueError, match=r"InstanceNormalization|Pad"):
+        TorchNetwork(models.cyclegan_generator(size=32, blocks=1, base=8))
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A kit of modules for this machine's CPU, which the stand-in can run."""
+    folder = tmp_path_factory.mktemp("kit")
+    cuda_kit.prepare(folder, CASES[:1], "llvm")
+    cuda_kit.prepare(folder, CASES, "llvm")
+    return folder
+
+
+def test_kit_goes_on_where_it_stopped(kit: Path) -> None:
+    assert set(cuda_kit.load(kit)) == set(CASES)
+    before = {path: path.stat().st_mtime_ns for path in kit.glob("*.lpsn")}
+    cuda_kit.prepare(kit, CASES, "llvm")
+    assert before == {path: path.stat().st_mtime_ns for path in kit.glob("*.lpsn")}
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """`torch.cuda` on the CPU: clocks for events, tensors stay where they are."""
+    import torch
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.time = time.perf_counter()
+
+        def synchronize(self) -> None:
+            assert self.time
+
+        def elapsed_time(self, other: Event) -> float:
+            return (other.time - self.time) * 1e3
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "stand-in")
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
+    monkeypatch.setattr("benchmarks.record.RESULTS", tmp_path)
+    script = pytest.importorskip("benchmarks.cuda")
+    monkeypatch.setattr(script, "torch_peers", _peers)
+    monkeypatch.setattr(script, "limits", lambda: {"bytes_per_second": 1e10, "operations_per_second": 1e11})
+    monkeypatch.setattr("lpsn_tvm.load", _load)
+    return script
+
+
+def _peers(network: str, batch: int) -> dict[str, Any]:
+    return {name: lambda: time.sleep(2e-4) for name in ("torch eager fp16", "torch.compile fp16")}
+
+
+def _load(path: Path) -> Any:
+    """A module that gives tensors for tensors."""
+    import torch
+
+    from lpsn_tvm.loading import load
+
+    module = load(path)
+
+    def call(x: Any) -> Any:
+        return torch.from_numpy(module(x.numpy())) if isinstance(x, torch.Tensor) else module(x)
+
+    class Module:
+        __call__ = staticmethod(call)
+        details = staticmethod(lambda: {"programs": []})
+
+    return Module()
+
+
+def options(**changed: Any) -> Any:
+    return SimpleNamespace(check=False, no_peers=False, seconds=0.01, keep="cuda", **changed)
+
+
+def test_measuring_keeps_medians_and_ratios(
+    kit: Path, stand_in: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in.run(kit, cuda_kit.load(kit), options())
+    kept = json.loads((tmp_path / "cuda.json").read_text())["results"]
+    rows = kept["resnet20, batch 2"]
+    assert set(rows) == {"W8A8", "W8A8, 50 % removed", "torch eager fp16", "torch.compile fp16"}
+    for name in ("W8A8", "W8A8, 50 % removed"):
+        ratio = rows["torch.compile fp16"]["median_ms"] / rows[name]["median_ms"]
+        assert rows[name]["times_faster_than torch.compile fp16"] == pytest.approx(ratio, rel=0.8)
+    assert "exact" in capsys.readouterr().out
+
+
+def test_wrong_output_is_found_and_nothing_is_timed(kit: Path, stand_in: Any, tmp_path: Path) -> None:
+    case = CASES[0]
+    arrays = dict(np.load(kit / f"{case.stem}.npz", allow_pickle=False))
+    wrong = arrays["y"].copy()
+    wrong.flat[3] += 1.0
+    np.savez(kit / f"{case.stem}.npz", x=arrays["x"], y=wrong)
+    try:
+        with pytest.raises(SystemExit, match="1"):
+            stand_in.run(kit, cuda_kit.load(kit), options())
+        assert not (tmp_path / "cuda.json").exists()
+    finally:
+        np.savez(kit / f"{case.stem}.npz", **arrays)
