@@ -19,6 +19,13 @@ def silent(stage: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
+def show_detail(progress: ProgressCallback, stage: str, text: str) -> None:
+    """A few words behind the name of a stage, where the callback has an attribute `detail(stage, text)` for them."""
+    detail = getattr(progress, "detail", None)
+    if detail is not None:
+        detail(stage, text)
+
+
 @contextmanager
 def progress_bar(choice: bool | ProgressCallback | None) -> Iterator[ProgressCallback]:
     """The callback to hand to the stages.
@@ -64,6 +71,11 @@ def progress_bar(choice: bool | ProgressCallback | None) -> Iterator[ProgressCal
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
+        def detail(stage: str, text: str) -> None:
+            if stage in tasks:
+                bars.update(tasks[stage], description=f"{stage}: {text}")
+
+        show.detail = detail  # type: ignore[attr-defined]
         yield show
 
 
