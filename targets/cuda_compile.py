@@ -269,6 +269,12 @@ def _nvcc(source: str, options: Sequence[str], output: str, where: str) -> tuple
         command = [compiler, *options, "-o", str(out), str(path)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode or not out.exists():
+            if "nsupported gpu architecture" in result.stderr:
+                raise CompileError(
+                    f"{compiler} does not compile for {where}: CUDA 13 begins at sm_75; older GPUs need nvcc of "
+                    "CUDA 12, newer ones a newer toolkit",
+                    where=where,
+                )
             message = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr[-300:])
             raise CompileError(f"nvcc could not compile the kernels: {message}", where=where)
         return out.read_bytes(), result.stderr

@@ -105,6 +105,7 @@ def make_kernel(
     and output.
     """
     weight, (data, out) = constants["weight"], specs
+    geometry = replace(geometry, uses_dots=not isa.has_mma_s8)
     packed = (
         pack_weight(weight >> shift, geometry),
         per_channel(constants["bias"], "int32", weight.shape[0], geometry.packed_blocks),

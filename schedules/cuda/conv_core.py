@@ -18,6 +18,7 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from lpsn_tvm.schedules.cuda import intrinsics
+from lpsn_tvm.schedules.cuda.conv2d_dp4a import DotProducts
 from lpsn_tvm.schedules.cuda.conv_copies import StageCopies
 from lpsn_tvm.schedules.cuda.conv_products import WarpProducts
 from lpsn_tvm.schedules.cuda.epilogue import CHANNELS, Epilogue
@@ -59,7 +60,8 @@ class BlockProgram:
         self.warp_m, self.warp_n = unravel(T.truncdiv(self.thread, WARP), tile.warps_m, tile.warps_n)
         self.stages = tile.stages if self.isa.has_cp_async else 2
         memory = shared(self.stages * g.stage_bytes)
-        self.products = WarpProducts(g, self.isa, memory, self.lane, self.warp_m, self.warp_n)
+        products: type[DotProducts] | type[WarpProducts] = DotProducts if g.uses_dots else WarpProducts
+        self.products = products(g, self.isa, memory, self.lane, self.warp_m, self.warp_n)
         self.copies = StageCopies(
             g, self.data, self.weight, self.padding, memory, self.row_tile, self.column_tile, self.split, self.thread
         )

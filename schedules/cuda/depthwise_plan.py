@@ -244,7 +244,7 @@ def registers_of(g: DepthwiseGeometry) -> int:
     return 30 + 3 * (loaded + g.tile.columns * g.tile.rows * CHANNELS) // 4
 
 
-MOST_REGISTERS = 190
+MOST_REGISTERS = 160
 LATENCY = 1500
 """Cycles of a thread that no amount of work hides: launch, addresses, one load, one store."""
 BYTES_PER_CYCLE = 14

@@ -106,6 +106,8 @@ class ConvGeometry:
     interleave : Interleave or None
         Transposed convolutions: `out_blocks` counts the blocks of all phases, `out_size` windows.
     tile : Tile
+    uses_dots : bool
+        Products are dot products of four bytes instead of matrix instructions; weights lie in memory accordingly.
     in_bits : int
         4 where no input is above 15 and the GPU has 4-bit matrix instructions, else 8; containers are bytes.
     """
@@ -130,6 +132,7 @@ class ConvGeometry:
     is_flat: bool = False
     interleave: Interleave | None = None
     in_bits: int = 8
+    uses_dots: bool = False
 
     @property
     def multiplies_nibbles(self) -> bool:

@@ -24,11 +24,17 @@ class CudaIsa:
     shared_bytes_total : int
         Shared memory of a multiprocessor.
     has_mma_s8_k32 : bool
-        mma.m16n8k32 for 8-bit integers (sm_80 and later); otherwise mma.m8n8k16 (sm_75).
+        Where `has_mma_s8`: mma.m16n8k32 for 8-bit integers (sm_80 and later); otherwise mma.m8n8k16 (sm_75).
     has_mma_s4 : bool
         4-bit tensor-core instructions that the hardware runs natively (sm_75 to sm_89).
     has_cp_async : bool
         Copies from global to shared memory that bypass registers (sm_80 and later).
+    max_threads : int
+        Most threads of a block.
+    max_registers : int
+        32-bit registers of a multiprocessor.
+    has_mma_s8 : bool
+        8-bit matrix instructions (`mma.sync`, sm_75 and later); otherwise dot products of four bytes (dp4a).
     """
 
     arch: str
@@ -40,6 +46,7 @@ class CudaIsa:
     has_cp_async: bool
     max_threads: int = 1024
     max_registers: int = 65536
+    has_mma_s8: bool = True
 
     @property
     def number(self) -> int:
@@ -51,11 +58,19 @@ _KIB = 1024
 ARCHITECTURES = {
     isa.arch: isa
     for isa in (
+        CudaIsa("sm_61", 20, 48 * _KIB, 96 * _KIB, False, False, False, has_mma_s8=False),
+        CudaIsa("sm_70", 80, 96 * _KIB, 96 * _KIB, False, False, False, has_mma_s8=False),
+        CudaIsa("sm_72", 8, 96 * _KIB, 96 * _KIB, False, False, False, has_mma_s8=False),
         CudaIsa("sm_75", 40, 64 * _KIB, 64 * _KIB, False, True, False),
         CudaIsa("sm_80", 108, 163 * _KIB, 164 * _KIB, True, True, True),
         CudaIsa("sm_86", 84, 99 * _KIB, 100 * _KIB, True, True, True),
+        CudaIsa("sm_87", 16, 163 * _KIB, 164 * _KIB, True, True, True),
         CudaIsa("sm_89", 128, 99 * _KIB, 100 * _KIB, True, True, True),
         CudaIsa("sm_90", 132, 227 * _KIB, 228 * _KIB, True, False, True),
+        CudaIsa("sm_100", 148, 227 * _KIB, 228 * _KIB, True, False, True),
+        CudaIsa("sm_120", 170, 99 * _KIB, 100 * _KIB, True, False, True),
     )
 }
-"""Architectures that kernels are compiled for and checked on, by name."""
+"""Architectures that kernels are made for, by name, oldest first. The compiler of CUDA 13 begins at sm_75: older ones
+need CUDA 12. sm_72 has matrix instructions, but none that `mma.sync` reaches.
+"""

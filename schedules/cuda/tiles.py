@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil
 
+from lpsn_tvm.schedules.cuda.conv2d_dp4a import DOT_SHAPES
 from lpsn_tvm.schedules.cuda.geometry import KSTEP, ConvGeometry, Tile
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
 
@@ -31,7 +32,7 @@ SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 
 LATENCY, BARRIER = 500, 40
 """Cycles until a copy from global memory is there, and that a stage costs beside its work."""
-PRODUCTS = {"sm_80": 2048, "sm_90": 2600}
+PRODUCTS = {"sm_61": 512, "sm_70": 256, "sm_72": 256, "sm_80": 2048, "sm_90": 2600}
 """8-bit products per cycle and multiprocessor from the data sheets; 1024 on the other parts. mma.sync reaches about
 60 % of what sm_90 can do.
 """
@@ -45,7 +46,7 @@ def choose_tile(geometry: ConvGeometry, isa: CudaIsa) -> Tile:
 def candidates(geometry: ConvGeometry, isa: CudaIsa) -> Iterator[Tile]:
     """Tiles that fit: threads fetch whole rows, stages fit shared memory, groups share a tile only where they must."""
     units = KSTEP // geometry.chunk
-    for rows, columns, warps_m, warps_n in SHAPES:
+    for rows, columns, warps_m, warps_n in SHAPES if isa.has_mma_s8 else DOT_SHAPES:
         is_mixed = geometry.group is not None and columns > BLOCK and geometry.group[0] % columns != 0
         # Where taps share a k-step, a thread remembers too many pixels for large tiles.
         is_crowded = geometry.in_block < KSTEP and rows * columns > 64 * 128

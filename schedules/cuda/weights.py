@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lpsn_tvm.schedules.cuda.conv2d_dp4a import pack_words
 from lpsn_tvm.schedules.cuda.geometry import KSTEP, ConvGeometry, first_block
 from lpsn_tvm.schedules.cuda.isa import BLOCK, WARP, CudaIsa
 from lpsn_tvm.schedules.kernel import TensorSpec
@@ -30,6 +31,8 @@ def pack_weight(weight: Array, geometry: ConvGeometry) -> Array:
     of two k-steps holds the first in the low nibbles and the second in the high ones, as `PACK_NIBBLES` packs pixels.
     """
     steps = _ksteps(weight, geometry)
+    if geometry.uses_dots:
+        return pack_words(steps, geometry)
     register, lane, byte = np.ogrid[:8, :WARP, :4]
     tile, half, column = register // 2, register % 2, lane // 4
     channel = column // 2 * 8 + tile * 2 + column % 2

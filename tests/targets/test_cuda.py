@@ -31,7 +31,7 @@ def test_target_strings() -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("cuda -arch=sm_61", r"unknown architecture 'sm_61'; known: sm_75, sm_80"),
+        ("cuda -arch=sm_60", r"unknown architecture 'sm_60'; known: sm_61, sm_70"),
         ("cuda -arch=", "unknown architecture ''"),
         ("cuda -arch=sm_80 -threads=3", "unknown option threads; known: arch"),
     ],

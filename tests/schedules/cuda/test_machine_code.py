@@ -17,7 +17,10 @@ from lpsn_tvm.schedules.cuda.tiles import candidates
 from lpsn_tvm.schedules.kernel import Kernel, TensorSpec
 from lpsn_tvm.targets.cuda_compile import cuda_source
 
-SHARED_LIMIT = {"sm_75": 64, "sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227}
+SHARED_LIMIT = {
+    "sm_75": 64, "sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99,
+}  # fmt: skip
+"""KiB of a block, by what the compiler at hand makes code for."""
 
 
 def _conv2d(isa: CudaIsa, tile: Tile | None, bits: int = 8, channels: int = 256, kernel: int = 3) -> Kernel:
@@ -85,7 +88,7 @@ def test_small_kernels(arch: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", SHARED_LIMIT)
 def test_default_kernels(arch: str) -> None:
     isa = ARCHITECTURES[arch]
     kernels = {
@@ -99,7 +102,7 @@ def test_default_kernels(arch: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", SHARED_LIMIT)
 def test_every_tile(arch: str) -> None:
     isa = ARCHITECTURES[arch]
     kernels = {}
