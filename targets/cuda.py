@@ -80,7 +80,7 @@ def _arch_of_this_machine() -> str:
         raise TargetError(f"{error}; name the GPU to compile for, as in cuda -arch=sm_86", where="cuda") from error
     fitting = [isa for isa in ARCHITECTURES.values() if isa.number <= number]
     if not fitting:
-        raise TargetError(f"this GPU is sm_{number}; sm_75 and later are supported", where="cuda")
+        raise TargetError(f"this GPU is sm_{number}; sm_61 and later are supported", where="cuda")
     return max(fitting, key=lambda isa: isa.number).arch
 
 
