@@ -13,6 +13,7 @@ from lpsn_tvm.schedules.cuda.conv_launches import convolution
 from lpsn_tvm.schedules.cuda.dense_dp4a import MOST_ROWS, few_rows
 from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Tile, reduction
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
+from lpsn_tvm.schedules.cuda.narrow_inputs import rearrange
 from lpsn_tvm.schedules.cuda.tiles import choose_tile
 from lpsn_tvm.schedules.cuda.weights import input_bits, input_block, nibble_shift, pack_weight, parameters, per_channel
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
@@ -72,6 +73,9 @@ def conv2d(
         in_bits=input_bits(data, attrs, isa),
         tile=Tile(64, 32, 2, 1),
     )
+    if data.block < BLOCK:
+        weight, geometry = rearrange(weight, geometry)
+        constants = {**constants, "weight": weight}
     geometry = replace(geometry, tile=tile or choose_tile(geometry, isa))
     if group is not None:
         blocks, group = reduction(weight.shape[0], groups, weight.shape[1], data.blocks, geometry.tile.columns)

@@ -13,6 +13,7 @@ import numpy as np
 from lpsn_tvm.schedules.cuda.conv2d_mma import is_supported, make_kernel
 from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Interleave, Tile
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
+from lpsn_tvm.schedules.cuda.narrow_inputs import rearrange
 from lpsn_tvm.schedules.cuda.tiles import choose_tile
 from lpsn_tvm.schedules.cuda.weights import input_bits, input_block, nibble_shift
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
@@ -66,6 +67,8 @@ def conv2d_transpose(
         tile=Tile(64, 32, 2, 1),
         interleave=Interleave((sy, sx), (top, left), (oh, ow)),
     )
+    if data.block < BLOCK:
+        phased["weight"], geometry = rearrange(phased["weight"], geometry)
     geometry = replace(geometry, tile=tile or choose_tile(geometry, isa))
     return make_kernel("conv2d_transpose_mma", geometry, isa, phased, attrs, (data, out), shift or 0)
 

@@ -12,13 +12,13 @@ by reasoning, not by measurement.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
 from lpsn_tvm.schedules.cuda import intrinsics
-from lpsn_tvm.schedules.cuda.conv2d_dp4a import DotProducts
 from lpsn_tvm.schedules.cuda.conv_copies import StageCopies
 from lpsn_tvm.schedules.cuda.conv_products import WarpProducts
 from lpsn_tvm.schedules.cuda.epilogue import CHANNELS, Epilogue
@@ -57,15 +57,17 @@ class BlockProgram:
         g, tile = self.g, self.g.tile
         self.row_tile, self.column_tile = unravel(self.block, g.row_tiles, g.column_tiles)
         self.lane = T.truncmod(self.thread, WARP)
-        self.warp_m, self.warp_n = unravel(T.truncdiv(self.thread, WARP), tile.warps_m, tile.warps_n)
-        self.stages = tile.stages if self.isa.has_cp_async else 2
-        memory = shared(self.stages * g.stage_bytes)
-        products: type[DotProducts] | type[WarpProducts] = DotProducts if g.uses_dots else WarpProducts
-        self.products = products(g, self.isa, memory, self.lane, self.warp_m, self.warp_n)
+        warps = (tile.slices, tile.warps_m, tile.warps_n)
+        self.warp_k, self.warp_m, self.warp_n = unravel(T.truncdiv(self.thread, WARP), *warps)
+        if not self.isa.has_cp_async:
+            tile = replace(tile, stages=2)
+            self.g = g = replace(g, tile=tile)
+        memory = shared(g.memory_bytes)
+        self.products = WarpProducts(g, self.isa, memory, self.lane, self.warp_k, self.warp_m, self.warp_n)
         self.copies = StageCopies(
             g, self.data, self.weight, self.padding, memory, self.row_tile, self.column_tile, self.split, self.thread
         )
-        self.copies.locate_rows()
+        self.copies.locate()
         if self.isa.has_cp_async:
             self._pipeline()
         else:
@@ -75,24 +77,53 @@ class BlockProgram:
     # --- pipelines
 
     def _pipeline(self) -> None:
-        """Copies run `stages - 1` iterations ahead."""
-        g = self.g
-        ahead = self.stages - 1
+        """Copies run `stages - 1` iterations ahead, fragments one step."""
+        g, products = self.g, self.products
+        stages = g.tile.stages
+        ahead = stages - 1
         for stage in range(ahead):
             if stage < g.iterations:
-                self.copies.start(stage, stage)
+                self.copies.start(stage, stage * g.stage_bytes)
             call(intrinsics.COMMIT)
-        with rolled(g.iterations) as i:
+        places = registers(2)
+        reading, writing = 0, 1
+        store(places, reading, 0)
+        store(places, writing, ahead * g.stage_bytes)
+
+        def arrive() -> None:
             call(intrinsics.copy_wait(ahead - 1))
             barrier()
 
-            def start(i: Any = i) -> None:
-                if g.iterations > ahead:
-                    with when(i < g.iterations - ahead):
-                        self.copies.start(i + ahead, T.truncmod(i + ahead, self.stages))
-                call(intrinsics.COMMIT)
+        def turn(place: int) -> None:
+            last = places[place] == ahead * g.stage_bytes
+            store(places, place, T.Select(last, 0, places[place] + g.stage_bytes))
 
-            self.products.multiply(T.truncmod(i, self.stages) * g.stage_bytes, start)
+        def start(iteration: Any) -> None:
+            if g.iterations > ahead:
+                with when(iteration < g.iterations - ahead):
+                    self.copies.start(iteration + ahead, places[writing])
+                turn(writing)
+            call(intrinsics.COMMIT)
+
+        if products.steps % 2:
+            # Fragments of the next stage would land where this one's last ones are.
+            with rolled(g.iterations) as i:
+                arrive()
+                products.multiply(places[reading], partial(start, i))
+                turn(reading)
+            return
+        arrive()
+        products.load(0, 0)
+        with rolled(g.iterations) as i:
+            start(i)
+            for step in range(products.steps - 1):
+                products.load(places[reading], step + 1)
+                products.compute(step)
+            turn(reading)
+            # What is loaded after the last stage is not used.
+            arrive()
+            products.load(places[reading], 0)
+            products.compute(products.steps - 1)
 
     def _double_buffer(self) -> None:
         """Without asynchronous copies: the next stage waits in registers while this one is multiplied."""
@@ -109,30 +140,84 @@ class BlockProgram:
 
             self.products.multiply(T.truncmod(i, 2) * g.stage_bytes, fetch)
             with when(i + 1 < g.iterations):
-                self.copies.put(T.truncmod(i + 1, 2))
+                self.copies.put(T.truncmod(i + 1, 2) * g.stage_bytes)
             barrier()
 
     # --- results
 
     def _finish(self) -> None:
         """A lane holds eight neighbouring channels of every block of 32, for two pixels of every 16."""
+        if self.g.tile.slices > 1:
+            self._finish_slices()
+            return
         g, tile = self.g, self.g.tile
         count = tile.m_tiles * 2
-        channel = T.truncmod(self.lane, 4) * CHANNELS
-        first = self.row_tile * tile.rows + self.warp_m * (tile.m_tiles * 16) + T.truncdiv(self.lane, 4)
-        places = self._places([first + i * 8 for i in range(count)])
+        places = self._places([self._row(i) for i in range(count)])
         for n in range(tile.n_blocks):
-            block = self.column_tile * (tile.columns // BLOCK) + self.warp_n * tile.n_blocks + n
+            block = self._block(n)
             with when(True if g.packed_blocks == g.out_blocks else block < g.out_blocks):
                 if self.workspace is None:
-                    self.epilogue.load(block * BLOCK + channel)
+                    self.epilogue.load(self._channel(block))
                 for i in range(count):
                     at, is_inside = places(i, block)
                     with when(is_inside):
-                        m, e = divmod(i, 2)
-                        base = (m * tile.n_blocks + n) * 16
-                        sums = [self.products.acc[base + j * 4 + e * 2 + c] for j in range(4) for c in range(2)]
-                        self._write(sums, at * BLOCK + channel)
+                        self._write(self._sums(i, n), self._channel(at))
+
+    def _row(self, i: Any) -> Any:
+        """Row of the product that holds this lane's pixel `i`."""
+        tile = self.g.tile
+        return self.row_tile * tile.rows + self.warp_m * (tile.m_tiles * 16) + T.truncdiv(self.lane, 4) + i * 8
+
+    def _block(self, n: Any) -> Any:
+        """Output block of this warp's block `n`."""
+        tile = self.g.tile
+        return self.column_tile * (tile.columns // BLOCK) + self.warp_n * tile.n_blocks + n
+
+    def _channel(self, block: Any) -> Any:
+        return block * BLOCK + T.truncmod(self.lane, 4) * CHANNELS
+
+    def _sums(self, i: int, n: int) -> list[Any]:
+        m, e = divmod(i, 2)
+        base = (m * self.g.tile.n_blocks + n) * 16
+        return [self.products.acc[base + j * 4 + e * 2 + c] for j in range(4) for c in range(2)]
+
+    def _finish_slices(self) -> None:
+        """The sums of all slices meet in shared memory, where the stages were; every slice finishes some of them."""
+        g, tile = self.g, self.g.tile
+        count, group = tile.m_tiles * 2, tile.warps_m * tile.warps_n
+        items = count * tile.n_blocks
+        item_bytes = 2 * WARP * 16
+        warp = self.warp_m * tile.warps_n + self.warp_n
+        barrier()
+        for item in range(items):
+            n, i = divmod(item, count)
+            place = ((self.warp_k * group + warp) * items + item) * item_bytes + self.lane * 16
+            self._put(self._sums(i, n), self.products.memory, place, WARP * 16)
+        barrier()
+        share = -(-items // tile.slices)
+        for k in range(share):
+            item = self.warp_k * share + k
+            block = self._block(T.truncdiv(item, count))
+            is_there = [True if items % tile.slices == 0 else item < items]
+            is_there.append(True if g.packed_blocks == g.out_blocks else block < g.out_blocks)
+            with when(is_there[0]), when(is_there[1]):
+                at, is_inside = self._places([self._row(T.truncmod(item, count))])(0, block)
+                sums = self._added(lambda s, item=item: ((s * group + warp) * items + item) * item_bytes)
+                if self.workspace is None:
+                    self.epilogue.load(self._channel(block))
+                with when(is_inside):
+                    self._write(sums, self._channel(at))
+
+    def _added(self, place: Callable[[int], Any]) -> list[Any]:
+        """Sums over the slices of what lies at `place(slice)`."""
+        sums, part = registers(CHANNELS), registers(CHANNELS)
+        for s in range(self.g.tile.slices):
+            for half in range(2):
+                source = pointer(self.products.memory, place(s) + self.lane * 16 + half * (WARP * 16))
+                call(intrinsics.copy(16), pointer(part if s else sums, half * 4), source)
+            for i in range(CHANNELS if s else 0):
+                store(sums, i, sums[i] + part[i])
+        return [sums[i] for i in range(CHANNELS)]
 
     def _places(self, rows: list[Any]) -> Callable[[int, Any], tuple[Any, Any]]:
         """(row, output block) -> (pixel of the output, whether it exists)."""
@@ -170,9 +255,13 @@ class BlockProgram:
         if self.workspace is None:
             self.epilogue.finish(sums, at)
             return
+        size = self.g.batch * self.g.out_blocks * self.g.out_size[0] * self.g.out_size[1] * BLOCK
+        self._put(sums, self.workspace, self.split * size + at, 4)
+
+    def _put(self, sums: list[Any], to: Any, at: Any, step: int) -> None:
+        """Two pieces of four sums, `step` elements apart."""
         part = registers(CHANNELS)
         for i, value in enumerate(sums):
             store(part, i, value)
-        size = self.g.batch * self.g.out_blocks * self.g.out_size[0] * self.g.out_size[1] * BLOCK
-        for i in range(0, CHANNELS, 4):
-            call(intrinsics.copy(16), pointer(self.workspace, self.split * size + at + i), pointer(part, i))
+        for half in range(2):
+            call(intrinsics.copy(16), pointer(to, at + half * step), pointer(part, half * 4))

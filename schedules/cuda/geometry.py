@@ -8,6 +8,7 @@ inputs), 8, 4 or 2 taps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from lpsn_tvm.schedules.cuda.isa import BLOCK, WARP
 
@@ -31,6 +32,9 @@ class Tile:
         Stages in shared memory.
     splits : int
         Thread blocks that share the inner dimension of one tile; above 1 a second launch adds their sums.
+    slices : int
+        Groups of `warps_m` x `warps_n` warps that share the k-steps of each stage; their sums are added in shared
+        memory.
     """
 
     rows: int
@@ -40,11 +44,12 @@ class Tile:
     ksteps: int = 2
     stages: int = 3
     splits: int = 1
+    slices: int = 1
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return self.warps_m * self.warps_n * WARP
+        return self.warps_m * self.warps_n * self.slices * WARP
 
     @property
     def m_tiles(self) -> int:
@@ -75,6 +80,40 @@ class Interleave:
     def phases(self) -> int:
         """Positions within a stride."""
         return self.strides[0] * self.strides[1]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How k-steps follow each other in the input: channel block by channel block, in each the filter row by row.
+
+    Parameters
+    ----------
+    extents : (int, int, int)
+        Channel blocks, rows and columns of the filter, counted in what one k-step takes: where blocks of the input are
+        narrower than a k-step, that is several columns of the filter, or whole rows of it.
+    steps : (int, int, int)
+        Bytes of the input from one to the next.
+    pixel_steps : (int, int)
+        Pixels from one row and column to the next.
+    row_units : int
+        Chunks of a k-step that lie side by side in one row of the filter.
+    """
+
+    extents: tuple[int, int, int]
+    steps: tuple[int, int, int]
+    pixel_steps: tuple[int, int]
+    row_units: int
+
+    @property
+    def taps(self) -> int:
+        """Positions per channel block."""
+        return self.extents[1] * self.extents[2]
+
+    def unit(self, index: Any) -> tuple[Any, Any]:
+        """Row and column of the filter, from the k-step's first, of chunk `index` of a k-step."""
+        if self.row_units == 0:
+            return 0, 0
+        return index // self.row_units, index % self.row_units
 
 
 @dataclass(frozen=True)
@@ -110,6 +149,8 @@ class ConvGeometry:
         Products are dot products of four bytes instead of matrix instructions; weights lie in memory accordingly.
     in_bits : int
         4 where no input is above 15 and the GPU has 4-bit matrix instructions, else 8; containers are bytes.
+    in_fold : int
+        Neighbouring columns of the input that count as one of `in_block` channels (see `narrow_inputs`).
     """
 
     batch: int
@@ -132,6 +173,7 @@ class ConvGeometry:
     is_flat: bool = False
     interleave: Interleave | None = None
     in_bits: int = 8
+    in_fold: int = 1
     uses_dots: bool = False
 
     @property
@@ -158,6 +200,22 @@ class ConvGeometry:
     def is_padded(self) -> bool:
         """Whether a tap can lie outside of the image."""
         return any(self.pads) or self.in_block < KSTEP
+
+    @property
+    def walk(self) -> Walk:
+        """The order of k-steps; filters of narrow blocks are as wide as `fit_columns` says."""
+        (height, width), (dy, dx), block = self.in_size, self.dilation, self.in_block
+        rows, columns = self.kernel
+        row_bytes = dy * width * block
+        if block == KSTEP:
+            # Beyond an only block the filter begins anew: what comes there has zero weights.
+            block_bytes = height * width * block if self.reduce_blocks > 1 else 0
+            return Walk((self.reduce_blocks, rows, columns), (block_bytes, row_bytes, dx * block), (dy, dx), 0)
+        units = KSTEP // self.chunk
+        if columns % units == 0:
+            return Walk((1, rows, columns // units), (0, row_bytes, units * dx * block), (dy, units * dx), units)
+        per_kstep = units // columns
+        return Walk((1, -(-rows // per_kstep), 1), (0, per_kstep * row_bytes, 0), (per_kstep * dy, 0), columns)
 
     @property
     def ksteps(self) -> int:
@@ -205,9 +263,18 @@ class ConvGeometry:
         return self.data_bytes + self.tile.ksteps * self.tile.columns // BLOCK * self.kstep_bytes
 
     @property
+    def memory_bytes(self) -> int:
+        """Shared memory of a block: the stages, and after them in the same place the sums of slices."""
+        sums = self.tile.slices * self.tile.rows * self.tile.columns * 4 if self.tile.slices > 1 else 0
+        return max(self.tile.stages * self.stage_bytes, sums)
+
+    @property
     def in_shape(self) -> tuple[int, ...]:
         """Shape of the input in memory."""
-        return (self.batch, self.in_blocks, *(() if self.is_flat else self.in_size), self.in_block)
+        if self.is_flat:
+            return (self.batch, self.in_blocks, self.in_block)
+        (height, width), fold = self.in_size, self.in_fold
+        return (self.batch, self.in_blocks, height, width * fold, self.in_block // fold)
 
     @property
     def out_shape(self) -> tuple[int, ...]:
@@ -227,6 +294,12 @@ def count_ksteps(taps: int, reduce_blocks: int, in_block: int) -> int:
     if in_block == KSTEP:
         return taps * reduce_blocks
     return -(-taps * in_block // KSTEP)
+
+
+def fit_columns(columns: int, in_block: int) -> int:
+    """Width of a filter, zeros included, with which k-steps of narrow blocks are whole rows or equal parts of one."""
+    units = KSTEP // in_block
+    return next(width for width in range(columns, columns + units) if width % units == 0 or units % width == 0)
 
 
 def reduction(

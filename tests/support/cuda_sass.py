@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +37,8 @@ class KernelCode:
         Local memory of a thread, and what was spilled to it for lack of registers (stores and loads).
     shared_bytes : int
         Static shared memory of a block.
+    loop : mapping of str to int
+        Opcodes of the main loop alone: the innermost loop with the most matrix instructions.
     """
 
     opcodes: Mapping[str, int]
@@ -44,6 +46,7 @@ class KernelCode:
     stack_bytes: int
     spill_bytes: int
     shared_bytes: int
+    loop: Mapping[str, int] = field(default_factory=dict)
 
     def count(self, prefix: str) -> int:
         """Instructions whose opcode is `prefix` or begins with `prefix` and a dot."""
@@ -135,8 +138,34 @@ def _read(listing: str, report: str) -> dict[str, KernelCode]:
             _number(r"(\d+) bytes stack frame", numbers),
             _number(r"(\d+) bytes spill stores", numbers) + _number(r"(\d+) bytes spill loads", numbers),
             _number(r"(\d+) bytes smem", numbers),
+            _main_loop(text),
         )
     return found
+
+
+_LINE = re.compile(r"^\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)$")
+_LABEL = re.compile(r"^(\.L_x_\d+):")
+
+
+def _main_loop(text: str) -> Counter[str]:
+    """Opcodes between a backward branch and its target, of the smallest loop with the most matrix instructions."""
+    labels: dict[str, int] = {}
+    opcodes: list[str] = []
+    loops: list[Counter[str]] = []
+    for line in text.splitlines():
+        if label := _LABEL.match(line):
+            labels[label[1]] = len(opcodes)
+        elif instruction := _LINE.match(line):
+            opcodes.append(instruction[2])
+            target = re.search(r"\.L_x_\d+", instruction[3]) if instruction[2].startswith("BRA") else None
+            if target is not None and target[0] in labels:
+                body = opcodes[labels[target[0]] :]
+                loops.append(Counter(opcode for opcode in body if opcode != "NOP"))
+
+    def rank(loop: Counter[str]) -> tuple[int, int]:
+        return sum(n for opcode, n in loop.items() if opcode.startswith("IMMA")), -loop.total()
+
+    return max(loops, key=rank, default=Counter())
 
 
 def _number(pattern: str, text: str) -> int:
