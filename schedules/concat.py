@@ -8,7 +8,7 @@ from typing import Any
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.maker import Attrs, Constants, Inputs, Maker
 from lpsn_tvm.schedules.rounding import output_range, parameters, scaled, to_integer
-from lpsn_tvm.schedules.views import View, compute, within
+from lpsn_tvm.schedules.views import View, compute, existing, within
 
 Convert = Callable[[int, Any, Any], Any]
 """(number of the input, its element, numbers) -> element of the output."""
@@ -71,9 +71,10 @@ def _concat(
 
         def value(*index: Any) -> Any:
             def chosen() -> Any:
-                return _chosen(views, index, axis, starts, max(run, 1), lambda i, element: convert(i, element, p))
+                read = existing(out, index, run) if beyond and run > 1 else index
+                return _chosen(views, read, axis, starts, max(run, 1), lambda i, element: convert(i, element, p))
 
-            return within(out, index[1], chosen) if beyond or run == 1 else chosen()
+            return within(out, index[1], chosen) if run == 1 else chosen()
 
         return compute(out, value)
 

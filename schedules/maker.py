@@ -41,8 +41,8 @@ class Maker:
         Values of `run` that make a difference, the best first.
     gathers_blocked : bool
         Whether a slice whose channels are no runs keeps the blocked layout; otherwise its output is plain.
-    pads_with_literals : bool
-        Whether the value of a padding is part of the code; otherwise it is read from memory, and layers share code.
+    filler : callable (number, out) -> (constant, read)
+        How the value of a padding is read from memory: `read(constant, c)` is it in `out`'s type at channel `c`.
     """
 
     kernel: Callable[..., Kernel]
@@ -51,7 +51,7 @@ class Maker:
     common_block: Callable[..., int]
     runs: tuple[int, ...]
     gathers_blocked: bool
-    pads_with_literals: bool
+    filler: Callable[[float, TensorSpec], tuple[Array, Callable[[Any, Any], Any]]]
 
     def run_of(self, *offsets: int) -> int:
         """The best run that all offsets are multiples of; 1 where there is none."""

@@ -73,17 +73,13 @@ def pad(maker: Maker, inputs: Inputs, constants: Constants, attrs: Attrs) -> Ker
         columns = np.pad(np.arange(width), (left, right), mode=attrs["mode"])
         return _pick(maker, "pad_by_index", data, rows, columns)
     out = TensorSpec((*data.shape[:2], height + top + bottom, width + left + right), data.dtype, data.block)
-    number = float(attrs["value"]) if data.dtype == "float32" else int(attrs["value"])
+    number, fill = maker.filler(float(attrs["value"]), out)
 
-    def define(x: View, *p: Any) -> Any:
-        fill = p[0][0].astype(data.dtype) if p else tirx.const(number, data.dtype)
-
+    def define(x: View, p: Any) -> Any:
         def value(n: Any, c: Any, y: Any, z: Any) -> Any:
             inside = tirx.all(y >= top, y < height + top, z >= left, z < width + left)
-            return tirx.if_then_else(inside, x(n, c, y - top, z - left), fill)
+            return tirx.if_then_else(inside, x(n, c, y - top, z - left), fill(p, c))
 
         return compute(out, value)
 
-    in_code = maker.pads_with_literals
-    read, details = ((), (number,)) if in_code else ((parameters(number),), ())
-    return maker.kernel("pad", (data,), read, out, define, (top, left), *details, kind="move")
+    return maker.kernel("pad", (data,), (number,), out, define, (top, left), kind="move")

@@ -9,7 +9,6 @@ from math import prod
 from typing import Any
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.maker import Kind
 from lpsn_tvm.schedules.views import compute, function_of
 
 LANES = 4
@@ -173,21 +172,6 @@ def element_kernel(
 
     shapes = tuple((array.shape, str(array.dtype)) for array in constants)
     return Kernel(build, tuple(constants), out, (name, tuple(inputs), out, shapes, pixels, *details), tuple(inputs))
-
-
-def elementwise_kernel(
-    name: str,
-    inputs: Sequence[TensorSpec],
-    constants: Sequence[Array],
-    out: TensorSpec,
-    define: Define,
-    *details: Hashable,
-    kind: Kind = "element",
-    run: int = 0,
-) -> Kernel:
-    """A kernel of one block without reduction; parameters as `Maker.kernel` has them."""
-    is_gathered = kind == "program" or run == 1
-    return element_kernel(name, inputs, constants, out, define, *details, is_gathered=is_gathered)
 
 
 def common_block(*specs: TensorSpec) -> int:

@@ -18,6 +18,7 @@ from lpsn_tvm.schedules.cuda import (
     convert,
     direct,
     direct_float,
+    vectors,
 )
 from lpsn_tvm.schedules.kernel import Builder, TensorSpec
 from lpsn_tvm.schedules.rules import dispatch
@@ -81,9 +82,17 @@ BLOCKS = pytest.mark.parametrize("block", [PLAIN, 32])
 SUM = {"a_multiplier": 0.5, "b_multiplier": 0.257, "a_zero_point": 3, "b_zero_point": 4, **RESULT}
 
 
+@pytest.fixture(params=[False, True], ids=["few", "many"])
+def is_large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Kernels as they are for many elements, if true."""
+    if request.param:
+        monkeypatch.setattr(vectors, "MANY_ELEMENTS", 1)
+    return bool(request.param)
+
+
 @BLOCKS
 @pytest.mark.parametrize("second", [(2, 40, 3, 5), (1, 1, 3, 5)], ids=str)
-def test_add_and_multiply(second: tuple[int, ...], block: int) -> None:
+def test_add_and_multiply(second: tuple[int, ...], block: int, is_large: bool) -> None:
     check(rule("lpsn.add"), "lpsn.add", [u8(2, 40, 3, 5), u8(*second)], SUM, block=block)
     product = {"multiplier": 0.003, "a_zero_point": 3, "b_zero_point": 4, **RESULT}
     check(rule("lpsn.multiply"), "lpsn.multiply", [u8(2, 40, 3, 5), u8(*second)], product, block=block)
@@ -102,7 +111,7 @@ def test_edges_of_the_network(channels: int) -> None:
 
 
 @BLOCKS
-def test_requantize_and_lookup(block: int) -> None:
+def test_requantize_and_lookup(block: int, is_large: bool) -> None:
     x = u8(1, 40, 3, 5)
     check(
         rule("lpsn.requantize"), "lpsn.requantize", [x], {"multiplier": 0.7, "in_zero_point": 9, **RESULT}, block=block
@@ -163,7 +172,7 @@ def test_resize_and_pad(block: int) -> None:
 
 
 @BLOCKS
-@pytest.mark.parametrize("cut", [(8, 40, 1), (35, 2, -3)], ids=str)
+@pytest.mark.parametrize("cut", [(16, 40, 1), (4, 40, 1), (35, 2, -3)], ids=str)
 def test_slice(cut: tuple[int, int, int], block: int) -> None:
     attrs = {"axes": (1, 2), "begin": (cut[0], 1), "end": (cut[1], 6), "strides": (cut[2], 2)}
     check(rule("lpsn.strided_slice"), "lpsn.strided_slice", [u8(1, 40, 7, 3)], attrs, block=block)
@@ -181,12 +190,19 @@ def test_rearranging(block: int) -> None:
 
 @BLOCKS
 @pytest.mark.parametrize("axis", [1, 2])
-@pytest.mark.parametrize("channels", [(48, 48), (5, 30)], ids=str)
+@pytest.mark.parametrize("channels", [(48, 48), (48, 4), (28, 8), (5, 30)], ids=str)
 def test_concat(channels: tuple[int, int], axis: int, block: int) -> None:
     first = channels[0]
     arrays = [u8(1, first, 3, 4), u8(1, channels[1] if axis == 1 else first, 3 if axis == 1 else 2, 4)]
     attrs = {"axis": axis, "multipliers": (1.0, 0.5), "zero_points": (7, 3), **RESULT}
     check(rule("lpsn.concat"), "lpsn.concat", arrays, attrs, block=block)
+
+
+@pytest.mark.parametrize("shape", [(2, 40, 3, 5), (2, 40, 1, 1), (1, 1, 3, 5)], ids=str)
+def test_chain_of_float_operations(shape: tuple[int, ...], is_large: bool) -> None:
+    attrs = {"program": float_ops.encode_program([["multiply", 0, 1], ["sigmoid", 2], ["add", 3, 0]])}
+    arrays = [f32(2, 40, 3, 5), f32(*shape)]
+    check(rule("lpsn.float_elementwise"), "lpsn.float_elementwise", arrays, attrs, tolerance=1e-5)
 
 
 LAYER = {"strides": (1, 1), "padding": (1, 1, 1, 1), "x_zero_point": 11, **RESULT}
@@ -257,9 +273,8 @@ def test_softmax(shape: tuple[int, ...], axis: int) -> None:
 @BLOCKS
 def test_instance_norm(block: int) -> None:
     constants = {"scale": RNG.random(5).astype(np.float32), "shift": f32(5)}
-    arrays, attrs = [f32(2, 5, 7, 9)], {"epsilon": 1e-5}
-    builder = block_reduction.float_instance_norm
-    check(builder, "lpsn.float_instance_norm", arrays, attrs, constants, block=block, tolerance=1e-4)
+    arrays, attrs = [f32(2, 5, 7, 9) + np.float32(30)], {"epsilon": 1e-5}
+    check(block_reduction.float_instance_norm, "lpsn.float_instance_norm", arrays, attrs, constants, block=block)
 
 
 def test_results_do_not_depend_on_the_order_of_threads() -> None:
