@@ -26,3 +26,16 @@ def numbers_in(path: Path, seconds: float = 30.0) -> list[int]:
     while not path.exists() and time.monotonic() < end:
         time.sleep(0.05)
     return [int(word) for word in path.read_text().split()]
+
+
+def children_of(number: int) -> list[int]:
+    """Numbers of the processes that a process started and that still run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and is_running(int(entry.name)):
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            found += [int(entry.name)] if parent == number else []
+    return found

@@ -1,0 +1,199 @@
+"""A tracker and a server on this machine: kernels for CPUs are really measured through them, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import faulty_templates
+import pytest
+from processes import children_of, gone, is_running
+from typer.testing import CliRunner
+
+from lpsn_tvm.cli import app
+from lpsn_tvm.errors import TuningError
+from lpsn_tvm.targets.backend import get_backend
+from lpsn_tvm.tuning.measure import KernelMeasurer, measurer_for
+from lpsn_tvm.tuning.rpc_client import RemotePlace
+from lpsn_tvm.tuning.rpc_server import listening_socket, parse_address
+
+ROOT = Path(__file__).resolve().parents[2]
+FIRST_PORT = 21000
+
+
+@contextmanager
+def program(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """One of the commands, and the first line that it prints; ended in all cases."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
+    log = folder / f"{arguments[0]}.txt"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "lpsn_tvm.cli", *arguments],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        end = time.monotonic() + 60
+        while not log.read_text().endswith("\n") and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        yield process, log.read_text().strip()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def port_of(line: str) -> int:
+    return int(line.split(",")[0].rsplit(":", 1)[1])
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: Any) -> Iterator[str]:
+    with program(tmp_path_factory.mktemp("tracker"), "rpc-tracker", "--port", str(FIRST_PORT)) as (_, line):
+        assert line.startswith("tracker at 127.0.0.1:")
+        yield f"127.0.0.1:{port_of(line)}"
+
+
+def serve(folder: Path, tracker: str, key: str) -> Any:
+    return program(folder, "rpc-server", "--tracker", tracker, "--key", key, "--port", str(FIRST_PORT))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: Any, tracker: str) -> Iterator[subprocess.Popen[bytes]]:
+    with serve(tmp_path_factory.mktemp("server"), tracker, "llvm") as (process, line):
+        assert line.startswith("server at 127.0.0.1:")
+        # It registers right after telling so.
+        wait_for_server(tracker, "llvm")
+        yield process
+
+
+def wait_for_server(tracker: str, key: str) -> None:
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            RemotePlace("llvm", f"{tracker}/{key}").close()
+            return
+        except TuningError:
+            time.sleep(0.1)
+
+
+def build(measurer: KernelMeasurer, *modes: str) -> list[str]:
+    template = faulty_templates.template()
+    jobs = [measurer.job(template.name, template.workload, {"mode": mode}) for mode in modes]
+    assert measurer.build(jobs) == [""] * len(modes)
+    return [job["path"] for job in jobs]
+
+
+def test_kernels_are_measured_by_a_server(tracker: str, server: subprocess.Popen[bytes]) -> None:
+    measurer = measurer_for(get_backend("llvm"), tracker)
+    assert isinstance(measurer, KernelMeasurer)
+    assert measurer.machine.startswith("CPU ")
+    outcomes = measurer.time(build(measurer, "good", "same"))
+    assert [outcome.error for outcome in outcomes] == ["", ""]
+    assert all(0 < seconds < 1 for outcome in outcomes for seconds in outcome.value)
+    compared = measurer.compare(faulty_templates.template(), [{"mode": m} for m in ("good", "wrong", "same")], 2)
+    assert compared.is_equal == (True, False, True)
+    assert all(len(times) == 2 for times in compared.seconds)
+    measurer.close()
+
+
+def test_a_server_survives_what_candidates_do(tracker: str, server: subprocess.Popen[bytes]) -> None:
+    measurer = KernelMeasurer(get_backend("llvm"), RemotePlace("llvm", tracker), workers=1, run_seconds=3)
+    crash, hang, good = measurer.time(build(measurer, "crashes", "hangs", "good"))
+    assert crash.error.startswith("crashed: SIGABRT")
+    assert hang.error == "timed out after 3 s"
+    assert good.value
+    measurer.close()
+
+
+def test_sessions_are_given_back_when_idle(tracker: str, server: subprocess.Popen[bytes]) -> None:
+    """Two tuners share one server."""
+    first, second = (KernelMeasurer(get_backend("llvm"), RemotePlace("llvm", tracker), workers=1) for _ in range(2))
+    paths = build(first, "good")
+    assert first.time(paths)[0].value
+    assert second.time(paths)[0].value
+    assert first.time(paths)[0].value
+    first.close()
+    second.close()
+    assert gone([n for child in children_of(server.pid) for n in (child, *children_of(child))]), "sessions ended"
+    assert is_running(server.pid)
+
+
+def test_a_server_survives_the_end_of_a_session_process(tmp_path: Path, tracker: str) -> None:
+    """As when the kernel runs out of memory; TVM's own server would end here."""
+    with serve(tmp_path, tracker, "killed") as (process, _):
+        wait_for_server(tracker, "killed")
+        measurer = KernelMeasurer(get_backend("llvm"), RemotePlace("llvm", f"{tracker}/killed"), workers=1)
+        hangs, good = build(measurer, "hangs", "good")
+        future = measurer.place.submit("measure", (hangs,), 1, 60)
+        (session,) = wait_for(lambda: children_of(process.pid))
+        os.kill(session, signal.SIGKILL)
+        assert future.result(60).error
+        assert measurer.time([good])[0].value
+        measurer.close()
+
+
+def wait_for(find: Callable[[], list[int]], seconds: float = 30.0) -> list[int]:
+    end = time.monotonic() + seconds
+    while not find() and time.monotonic() < end:
+        time.sleep(0.05)
+    return find()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
+def test_a_server_leaves_nothing_behind(tmp_path: Path, tracker: str, number: signal.Signals) -> None:
+    """While a candidate hangs in it."""
+    key = f"hanging{int(number)}"
+    with serve(tmp_path, tracker, key) as (process, _):
+        wait_for_server(tracker, key)
+        measurer = KernelMeasurer(get_backend("llvm"), RemotePlace("llvm", f"{tracker}/{key}"), workers=1)
+        (path,) = build(measurer, "hangs")
+        future = measurer.place.submit("measure", (path,), 1, 60)
+        workers = wait_for(lambda: [worker for session in children_of(process.pid) for worker in children_of(session)])
+        sessions = children_of(process.pid)
+        assert workers and sessions
+        process.send_signal(number)
+        process.wait(20)
+        assert gone([*sessions, *workers])
+        assert future.result(60).error, "the tuner hears of it"
+        measurer.close()
+
+
+def test_what_is_not_there_is_named(tracker: str, server: subprocess.Popen[bytes]) -> None:
+    with pytest.raises(TuningError, match=r"knows no server with key 'gpu'; known keys: llvm"):
+        RemotePlace("cuda", f"{tracker}/gpu")
+    with listening_socket("127.0.0.1", FIRST_PORT) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(TuningError, match=f"127.0.0.1:{port}: no tracker there"):
+        RemotePlace("cuda", f"127.0.0.1:{port}")
+    result = CliRunner().invoke(app, ["rpc-server", "--tracker", f"127.0.0.1:{port}", "--key", "cuda"])
+    assert result.exit_code == 2
+    assert "no tracker there" in result.output
+    with pytest.raises(TuningError, match="expected HOST:PORT, got 'nonsense'"):
+        parse_address("nonsense")
+
+
+def test_ports_in_use_are_passed_over() -> None:
+    with listening_socket("127.0.0.1", FIRST_PORT) as first:
+        # Past TVM's own end of 9199.
+        port = first.getsockname()[1]
+        with listening_socket("127.0.0.1", port) as second:
+            assert second.getsockname()[1] > port
+    with pytest.raises(TuningError, match=r"203\.0\.113\.1: port 21000 cannot be opened"):
+        listening_socket("203.0.113.1", FIRST_PORT)
+
+
+@pytest.mark.parametrize("command", ["rpc-tracker", "rpc-server"])
+def test_the_help_says_who_may_reach_the_port(command: str) -> None:
+    text = " ".join(CliRunner().invoke(app, [command, "--help"]).output.split())
+    assert "WHOEVER REACHES THE PORT CAN RUN CODE ON THIS MACHINE" in text
+    assert "127.0.0.1" in text
