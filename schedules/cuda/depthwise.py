@@ -1,4 +1,4 @@
-"""`lpsn.conv2d` with one input channel per output channel: any kernel, stride, dilation and padding."""
+"""`lpsn.conv2d` in groups of one or a few channels: any kernel, stride, dilation and padding."""
 
 from __future__ import annotations
 
@@ -37,13 +37,15 @@ def depthwise(
     isa: CudaIsa,
     tile: DepthwiseTile | None = None,
 ) -> Kernel | None:
-    """Kernel of `quant.conv2d` with a constant weight and one input channel per output channel; `tile` overrides the
-    choice.
+    """Kernel of `quant.conv2d` with a constant weight and as many output as input channels in groups of 1, 2 or 4, or
+    8 where there are no matrix instructions (with them, zeros between groups cost less); `tile` overrides the choice.
     """
     data, weight = inputs[0], constants.get("weight")
-    if weight is None or weight.shape[1] != 1 or int(attrs.get("groups", 1)) != data.shape[1]:
+    if weight is None or data.dtype not in ("uint8", "int8"):
         return None
-    if weight.shape[0] != data.shape[1] or data.dtype not in ("uint8", "int8"):
+    group, channels = weight.shape[1], data.shape[1]
+    is_narrow = group in (1, 2, 4) or (group == 8 and not isa.has_mma_s8)
+    if not is_narrow or int(attrs.get("groups", 1)) * group != channels or weight.shape[0] != channels:
         return None
     window = convolution_window(data.shape, weight.shape[2:], attrs)
     data = data.with_block(data.block if data.block in (8, 16, BLOCK) else block_of(data.shape[1]))
@@ -64,6 +66,7 @@ def depthwise(
         pads=window.padding,
         has_residual=len(inputs) == 2,
         tile=tile or DepthwiseTile(1, 1),
+        group=group,
     )
     if tile is not None:
         return make_kernel(geometry, constants, attrs, (data, out))
@@ -121,7 +124,7 @@ def remake(workload: Mapping[str, Any]) -> Template:
     geometry = DepthwiseGeometry(**given, tile=DepthwiseTile(1, 1))
     g, channels = geometry, geometry.blocks * geometry.block
     constants = {
-        "weight": np.zeros((channels, 1, *g.kernel), np.int8),
+        "weight": np.zeros((channels, g.group, *g.kernel), np.int8),
         "bias": np.zeros(channels, np.int32),
         "scale": np.ones(channels, np.float32),
     }
@@ -158,21 +161,33 @@ def _per_channel(values: Array, dtype: str, out: TensorSpec) -> Array:
 
 
 def pack_weight(weight: Array, geometry: DepthwiseGeometry) -> Array:
-    """int8[C, 1, kh, kw] -> int8[blocks, kw * uses, channels, 4].
+    """int8[C, channels of a group, kh, kw] -> int8[blocks, kw * sets of weights, channels, 4].
 
     A word of three or four rows holds them in order. One of two rows holds them twice, for an even and an odd channel
     (the other's weights are zero), one of one row holds four channels.
     """
     g = geometry
-    full = np.zeros((g.blocks * g.block, *g.kernel), np.int8)
-    full[: weight.shape[0]] = weight[:, 0]
-    split = full.reshape(g.blocks, g.block, *g.kernel)
-    packed = np.zeros((g.blocks, g.kernel[1], len(g.plan.uses), g.block, WORD), np.int8)
-    lane = np.arange(g.block)
-    for at, use in enumerate(g.plan.uses):
-        size = len(use.taps)
-        first = {1: lane % 4, 2: lane % 2 * 2}.get(size, 0 * lane)
-        for i, tap in enumerate(use.taps):
-            if tap is not None:
-                packed[:, :, at, lane, first + i] = split[:, lane, tap].transpose(0, 2, 1)
+    full = np.zeros((g.blocks * g.block, g.group, *g.kernel), np.int8)
+    full[: weight.shape[0]] = weight
+    split = full.reshape(g.blocks, g.block, g.group, *g.kernel)
+    packed = np.zeros((g.blocks, g.kernel[1], len(g.plan.factors), g.block, WORD), np.int8)
+    for at, (taps, half) in enumerate(g.plan.factors):
+        for i, tap in enumerate(taps):
+            for member in range(g.group if tap is not None else 0):
+                lane, byte = _bytes_of(g, len(taps), i, member, half)
+                packed[:, :, at, lane, byte] = split[:, lane, member, tap].transpose(0, 2, 1)
     return packed.reshape(g.weight_shape)
+
+
+def _bytes_of(g: DepthwiseGeometry, rows: int, i: int, member: int, half: int | None) -> tuple[Array, Array]:
+    """Channels, and the byte of each one's word that is row `i` of `rows` of channel `member` of its group."""
+    lane = np.arange(g.block)
+    if rows > 2:
+        return lane, np.full_like(lane, i)
+    if rows == 2:
+        return lane, lane % 2 * 2 + i
+    source = lane // g.group * g.group + member
+    if half is not None:
+        lane = lane[source // WORD % 2 == half]
+        source = lane // g.group * g.group + member
+    return lane, source % WORD

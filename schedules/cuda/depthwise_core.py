@@ -15,12 +15,12 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from lpsn_tvm.schedules.cuda import intrinsics
-from lpsn_tvm.schedules.cuda.depthwise_plan import CHANNELS, HALVES, WORD, DepthwiseGeometry
+from lpsn_tvm.schedules.cuda.depthwise_plan import CHANNELS, HALVES, WORD, DepthwiseGeometry, Use
 from lpsn_tvm.schedules.cuda.epilogue import Epilogue
 from lpsn_tvm.schedules.cuda.tir import call, launch, pointer, prim_func, registers, store, unravel, when
 
-Words = Callable[[int, int, int], Any]
-"""(word, index of the input column, channel) -> the register that holds the channel's bytes."""
+Words = Callable[[Use, int, int], Any]
+"""(use, index of the input column, channel) -> the register that holds what the channel multiplies."""
 WORDS = {2: 2, 3: 4, 4: 4}
 """Registers that the words of four channels take, by the rows in them."""
 
@@ -178,11 +178,11 @@ def _transpose(g: DepthwiseGeometry, raw: Any) -> Words:
                 given = [T.reinterpret("uint32", raw_at(row, column, half)) for row in word]
                 call(_transposed(len(word)), to, *given)
 
-    def at(word: int, column: int, channel: int) -> Any:
+    def at(use: Use, column: int, channel: int) -> Any:
         half, lane = divmod(channel, 4)
-        members = g.plan.words[word]
+        members = g.plan.words[use.word]
         if len(members) == 1:
-            return raw_at(members[0], column, half)
+            return raw_at(members[0], column, half if use.half is None else use.half)
         within = lane // 2 if len(members) == 2 else lane
         return buffers[members][(column * HALVES + half) * WORDS[len(members)] + within]
 
@@ -192,17 +192,18 @@ def _transpose(g: DepthwiseGeometry, raw: Any) -> Words:
 def _multiply(g: DepthwiseGeometry, sums: Any, words: Words, weight: Any, first: Any) -> None:
     """sums[y, x, channel] += products; `first` is the thread's first word of the packed weight."""
     dot = intrinsics.dot(g.in_dtype)
-    uses = len(g.plan.uses)
-    factors = registers(uses * CHANNELS)
+    count = len(g.plan.factors)
+    factors = registers(count * CHANNELS)
     for s in range(g.kernel[1]):
-        for u in range(uses):
+        for f in range(count):
             for half in range(HALVES):
-                source = pointer(weight, (first + (s * uses + u) * g.block + half * 4) * WORD)
-                call(intrinsics.copy(16), pointer(factors, u * CHANNELS + half * 4), source)
-        for u, use in enumerate(g.plan.uses):
+                source = pointer(weight, (first + (s * count + f) * g.block + half * 4) * WORD)
+                call(intrinsics.copy(16), pointer(factors, f * CHANNELS + half * 4), source)
+        for use in g.plan.uses:
+            f = g.plan.factors.index(use.factor)
             for x in range(g.tile.columns):
                 column = g.columns.index(x * g.strides[1] + s * g.dilation[1])
                 for c in range(CHANNELS):
                     at = (use.row * g.tile.columns + x) * CHANNELS + c
-                    value = call(dot, words(use.word, column, c), factors[u * CHANNELS + c], sums[at], returns="int32")
-                    store(sums, at, value)
+                    word = words(use, column, c)
+                    store(sums, at, call(dot, word, factors[f * CHANNELS + c], sums[at], returns="int32"))

@@ -4,6 +4,8 @@ Pixels hold the bytes of neighbouring channels, a dot product of four bytes (dp4
 channel: the bytes of up to four rows of an input column are transposed into words of one channel, and weights are
 arranged to match. A word serves every output row that has a tap in it, with zero weights for the rest: rows 0 .. 3 of
 an input serve output rows 0 and 1 of a 3x3 filter.
+
+Groups of 2, 4 or 8 channels need no transposing: their channels are neighbours already.
 """
 
 from __future__ import annotations
@@ -26,11 +28,21 @@ PERMUTES = {1: 0, 2: 2, 3: 6, 4: 8}
 
 @dataclass(frozen=True)
 class Use:
-    """Output row `row` of a thread takes the products of word `word`: filter row `taps[i]`, or none, at position i."""
+    """Output row `row` of a thread takes the products of word `word`: filter row `taps[i]`, or none, at position i.
+
+    `half`: None where a channel's word is among its own four channels, else which four channels of a thread all its
+    channels read (groups of eight).
+    """
 
     row: int
     word: int
     taps: tuple[int | None, ...]
+    half: int | None = None
+
+    @property
+    def factor(self) -> tuple[tuple[int | None, ...], int | None]:
+        """What the weights depend on."""
+        return self.taps, self.half
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,11 @@ class WordPlan:
     def rows(self) -> tuple[int, ...]:
         """Input rows that are read, ascending."""
         return tuple(sorted({row for word in self.words for row in word}))
+
+    @cached_property
+    def factors(self) -> tuple[tuple[tuple[int | None, ...], int | None], ...]:
+        """Sets of weights per filter column; several uses may share one."""
+        return tuple(dict.fromkeys(use.factor for use in self.uses))
 
     @property
     def permutes(self) -> int:
@@ -89,6 +106,19 @@ def plan_words(rows: int, columns: tuple[int, int], kernel: int, stride: int, di
     return min(plans, key=lambda plan: plan.permutes * columns[0] + len(plan.uses) * 4 * columns[1])
 
 
+def plan_groups(rows: int, kernel: int, stride: int, dilation: int, group: int) -> WordPlan:
+    """The plan of groups of several channels: each row is a word of its own."""
+    needed = sorted({y * stride + r * dilation for y in range(rows) for r in range(kernel)})
+    halves = (0, 1) if group == CHANNELS else (None,)
+    uses = [
+        Use(y, needed.index(y * stride + r * dilation), (r,), half)
+        for y in range(rows)
+        for r in range(kernel)
+        for half in halves
+    ]
+    return WordPlan(tuple((row,) for row in needed), tuple(uses))
+
+
 @dataclass(frozen=True)
 class DepthwiseTile:
     """What one thread and one thread block compute.
@@ -122,6 +152,8 @@ class DepthwiseGeometry:
         Top and left.
     has_residual : bool
     tile : DepthwiseTile
+    group : int
+        Channels of a group, input and output: 1, 2, 4 or 8.
     """
 
     batch: int
@@ -137,6 +169,7 @@ class DepthwiseGeometry:
     pads: tuple[int, int]
     has_residual: bool
     tile: DepthwiseTile
+    group: int = 1
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -169,6 +202,8 @@ class DepthwiseGeometry:
     @cached_property
     def plan(self) -> WordPlan:
         """Rows and words of a thread."""
+        if self.group > 1:
+            return plan_groups(self.tile.rows, self.kernel[0], self.strides[0], self.dilation[0], self.group)
         pairs = self.tile.columns * self.kernel[1]
         return plan_words(self.tile.rows, (len(self.columns), pairs), self.kernel[0], self.strides[0], self.dilation[0])
 
@@ -215,8 +250,8 @@ class DepthwiseGeometry:
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """Shape of the packed weight: channel blocks, filter columns and uses, channels, the four bytes of a word."""
-        return (self.blocks, self.kernel[1] * len(self.plan.uses), self.block, WORD)
+        """Shape of the packed weight: channel blocks, filter columns and sets of weights, channels, bytes of a word."""
+        return (self.blocks, self.kernel[1] * len(self.plan.factors), self.block, WORD)
 
     @property
     def padding_shape(self) -> tuple[int, int]:
@@ -229,7 +264,7 @@ def instructions(g: DepthwiseGeometry) -> int:
     plan, outputs = g.plan, g.tile.columns * g.tile.rows
     loads = len(plan.rows) * (len(g.columns) + 4)
     products = len(plan.uses) * CHANNELS * g.tile.columns * g.kernel[1]
-    weights = len(plan.uses) * HALVES * g.kernel[1]
+    weights = len(plan.factors) * HALVES * g.kernel[1]
     # An output that may not exist is asked whether it does.
     is_ragged = g.out_size[0] % g.tile.rows or g.out_size[1] % g.tile.columns
     outputs_and_checks = outputs * (CHANNELS * 6 + (12 if is_ragged else 6))
