@@ -179,7 +179,7 @@ class ConvGeometry:
     @property
     def multiplies_nibbles(self) -> bool:
         """Whether products are of 4 bits by 4: two k-steps become one, packed in registers."""
-        return self.in_bits == 4 and self.weight_bits == 4 and self.tile.ksteps % 2 == 0
+        return self.in_bits == 4 and self.weight_bits == 4 and self.tile.ksteps % (2 * self.tile.slices) == 0
 
     @property
     def pixels(self) -> int:

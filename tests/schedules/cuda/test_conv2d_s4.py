@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import cuda_kernels
 import numpy as np
 import pytest
 from cuda_kernels import assert_exact
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
 
+from lpsn_tvm.schedules.cuda import conv_products, intrinsics
+from lpsn_tvm.schedules.cuda.conv2d_mma import conv2d
 from lpsn_tvm.schedules.cuda.geometry import Tile
+from lpsn_tvm.schedules.cuda.isa import ARCHITECTURES
+from lpsn_tvm.schedules.kernel import TensorSpec
 
 LARGE, SMALL = "sm_80", "sm_75"
 """mma.m16n8k64 with asynchronous copies, and mma.m8n8k32 without."""
@@ -112,3 +119,100 @@ CASES = {
 def test_equals_reference(name: str, arch: str) -> None:
     geometry = _check(CASES[name], arch)
     assert geometry.multiplies_nibbles
+
+
+@pytest.mark.parametrize("arch", ["sm_86", "sm_89"])
+def test_later_architectures_do_as_sm_80(arch: str) -> None:
+    assert _check(Case((1, 72, 5, 6), 40, has_residual=True), arch, None).multiplies_nibbles
+
+
+TILES = {
+    "one warp": Tile(16, 32, 1, 1),
+    "two blocks of channels per warp": Tile(32, 64, 2, 1),
+    "two warps along channels": Tile(16, 64, 1, 2),
+    "four k-steps, two stages": Tile(32, 32, 2, 1, 4, 2),
+    "three parts": Tile(32, 32, 2, 1, 2, 3, 3),
+    "more threads than copies": Tile(16, 64, 1, 2, 2, 3, 2),
+    "two slices": Tile(32, 32, 2, 1, 4, 2, slices=2),
+}
+
+
+@pytest.mark.parametrize("tile", TILES.values(), ids=TILES)
+def test_every_tile_gives_the_same(tile: Tile) -> None:
+    assert _check(Case((1, 80, 4, 5), 70, has_residual=True, power=2), LARGE, tile).multiplies_nibbles
+
+
+@pytest.mark.parametrize("tile", [Tile(32, 32, 2, 1, 1), Tile(32, 32, 2, 1, 2, slices=2)], ids=["stages", "slices"])
+@pytest.mark.parametrize("arch", [LARGE, SMALL])
+def test_an_odd_number_of_ksteps_at_a_time_multiplies_bytes(arch: str, tile: Tile) -> None:
+    """k-steps are multiplied in pairs."""
+    geometry = _check(Case((1, 80, 4, 5), 70, has_residual=True), arch, tile)
+    assert geometry.weight_bits == 4 and not geometry.multiplies_nibbles
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
+@given(data=st.data())
+def test_random_shapes(data: st.DataObject) -> None:
+    draw = data.draw
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    case = Case(
+        shape=(
+            draw(st.integers(1, 3)), groups * draw(st.integers(1, 70)), draw(st.integers(4, 9)), draw(st.integers(4, 9))
+        ),
+        out_channels=groups * draw(st.integers(1, 40)),
+        kernel=(draw(st.integers(1, 4)), draw(st.integers(1, 4))),
+        stride=draw(st.integers(1, 3)),
+        dilation=draw(st.integers(1, 2)),
+        padding=tuple(draw(st.integers(0, 2)) for _ in range(4)),  # type: ignore[arg-type]
+        groups=groups,
+        has_residual=draw(st.booleans()),
+        weight_bits=draw(st.sampled_from([2, 4])),
+        power=draw(st.integers(0, 4)),
+        zero_point=draw(st.integers(0, 15)),
+    )  # fmt: skip
+    assume(min(case.out_shape) > 0 and not groups == case.shape[1] > 1)
+    tile = draw(st.sampled_from([None, *TILES.values()]))
+    _check(case, draw(st.sampled_from([LARGE, SMALL])), tile, seed=draw(st.integers(0, 99)))
+
+
+PLANTED = {
+    "what exceeds a nibble reaches its neighbour": ("0x0F0F0F0F, 0xE4", "0xFFFFFFFF, 0xFE"),
+    "the second k-step of a pair twice": ("(low[i]), ", "(high[i]), "),
+}
+
+
+@pytest.mark.parametrize(("right", "wrong"), PLANTED.values(), ids=PLANTED)
+def test_packing_errors_are_seen(right: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted bugs. The last of 37 channels share a k-step with lanes that hold anything; the ninth tap of the first
+    block shares a pair with the first tap of the second.
+    """
+    name, source = intrinsics.PACK_NIBBLES
+    assert right in source
+    monkeypatch.setattr(conv_products.intrinsics, "PACK_NIBBLES", (name, source.replace(right, wrong)))
+    cuda_kernels._generated.cache_clear()
+    try:
+        with pytest.raises(AssertionError):
+            _check(Case((1, 37, 5, 5), 35), LARGE)
+    finally:
+        cuda_kernels._generated.cache_clear()
+
+
+def _offer(arch: str, dtype: str = "uint8", **attrs: Any) -> Any:
+    """The geometry for 4-bit weights."""
+    weight = np.random.default_rng(0).integers(-8, 8, (64, 64, 3, 3)).astype(np.int8)
+    constants = {"weight": weight, "bias": np.zeros(64, np.int32), "scale": np.ones(1, np.float32)}
+    attrs = {"strides": (1, 1), "padding": (1, 1, 1, 1), **attrs}
+    kernel = conv2d((TensorSpec((1, 64, 8, 8), dtype, 32),), constants, attrs, ARCHITECTURES[arch])
+    assert kernel is not None
+    return kernel.key[2]
+
+
+def test_only_where_it_is_known_to_be_right() -> None:
+    assert _offer("sm_80", x_qmax=15).in_bits == 4
+    assert _offer("sm_80", x_qmax=7, x_zero_point=3).in_bits == 4
+    assert _offer("sm_80").in_bits == _offer("sm_80", x_qmax=16).in_bits == 8
+    assert _offer("sm_80", dtype="int8", x_qmax=7).in_bits == 8
+    # Hopper has no such instructions: weights are unpacked to bytes there.
+    geometry = _offer("sm_90", x_qmax=15)
+    assert (geometry.in_bits, geometry.weight_bits) == (8, 4)

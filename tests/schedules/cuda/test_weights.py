@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -45,6 +46,22 @@ def test_fragments(bits: int) -> None:
                             value = (nibble >> 4 * (register % 2)) & 15
                             value -= 16 * (value > 7)
                         assert value == _expected(weight, block, kstep, lane, register, byte)
+
+
+def test_fragments_of_nibbles() -> None:
+    """Registers as of bytes, for two k-steps at once: nibble 2b is byte b of the first, nibble 2b + 1 of the second.
+    The inputs, packed in registers the same way, meet the right weights whatever the order is called.
+    """
+    weight = np.random.default_rng(0).integers(-8, 8, (64, 64, 1, 2)).astype(np.int8)
+    geometry = replace(GEOMETRY, weight_bits=4, in_bits=4)
+    assert geometry.multiplies_nibbles
+    packed = pack_weight(weight, geometry)
+    assert packed.shape == (2, 4, 512)
+    pairs = packed.reshape(2, 2, 1024)
+    for block, kstep, lane, register, byte in product(range(2), range(4), (0, 1, 5, 18, 31), range(8), range(4)):
+        at = register // 4 * 512 + lane * 16 + register % 4 * 4 + byte
+        value = int(pairs[block, kstep // 2, at]) >> 4 * (kstep % 2) & 15
+        assert value - 16 * (value > 7) == _expected(weight, block, kstep, lane, register, byte)
 
 
 def test_groups_read_their_blocks_only() -> None:

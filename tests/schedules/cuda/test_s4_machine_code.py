@@ -1,0 +1,95 @@
+"""Machine code of 4-bit products: the 4-bit matrix instruction of each architecture is there, and nothing slower."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import cuda_sass
+import numpy as np
+import pytest
+
+from lpsn_tvm.schedules.cuda.conv2d_mma import conv2d
+from lpsn_tvm.schedules.cuda.geometry import Tile
+from lpsn_tvm.schedules.cuda.isa import ARCHITECTURES, CudaIsa
+from lpsn_tvm.schedules.cuda.tiles import candidates
+from lpsn_tvm.schedules.kernel import Kernel, TensorSpec
+from lpsn_tvm.targets.cuda_compile import cuda_source
+
+INSTRUCTIONS = {
+    "sm_75": "IMMA.8832.U4.S4", "sm_80": "IMMA.16864.U4.S4", "sm_86": "IMMA.16864.U4.S4", "sm_89": "IMMA.16864.U4.S4",
+}  # fmt: skip
+NATIVE = ("sm_75", "sm_80", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("sm_86", "sm_89")))
+SMALL = Tile(32, 32, 2, 1, 2, 2)
+
+
+@pytest.fixture(autouse=True)
+def _tools() -> None:
+    cuda_sass.require_tools()
+
+
+def _conv2d(isa: CudaIsa, tile: Tile | None = SMALL, channels: int = 128) -> Kernel:
+    weight = np.random.default_rng(0).integers(-8, 8, (128, channels, 3, 3)).astype(np.int8)
+    constants = {"weight": weight, "bias": np.zeros(128, np.int32), "scale": np.ones(128, np.float32)}
+    attrs = {"strides": (1, 1), "padding": (1, 1, 1, 1), "x_zero_point": 3, "x_qmax": 15}
+    data = TensorSpec((8, channels, 28, 28), "uint8", 32 if channels > 16 else 0)
+    made = conv2d((data,), constants, attrs, isa, tile)
+    assert made is not None
+    return made
+
+
+def _code(kernels: dict[str, Kernel], arch: str) -> dict[str, cuda_sass.KernelCode]:
+    """Machine code of the first launch of every kernel."""
+    source = cuda_source({name: kernel.build() for name, kernel in kernels.items()}, arch)
+    code = cuda_sass.kernel_code(source.source, arch)
+    return {name: code[function.launches[0].kernel] for name, function in source.functions.items()}
+
+
+def _check(code: cuda_sass.KernelCode, arch: str, kernel: Kernel) -> None:
+    """One instruction (four on sm_75) per 16 x 8 results and pair of k-steps; no other products, no local memory."""
+    tile: Tile = kernel.key[2].tile
+    per_stage = tile.m_tiles * tile.n_blocks * 4 * tile.ksteps // 2 * (4 if arch == "sm_75" else 1)
+    assert code.tensor_core == code.count(INSTRUCTIONS[arch]) == per_stage
+    assert code.count("LDSM") >= tile.m_tiles * tile.ksteps
+    assert (code.spill_bytes, code.stack_bytes, code.local_memory) == (0, 0, 0)
+    assert code.registers * tile.threads <= 65536
+
+
+@pytest.mark.parametrize("arch", NATIVE)
+def test_four_bit_instructions(arch: str) -> None:
+    kernel = _conv2d(ARCHITECTURES[arch])
+    _check(_code({"conv2d": kernel}, arch)["conv2d"], arch, kernel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", INSTRUCTIONS)
+def test_every_tile(arch: str) -> None:
+    isa = ARCHITECTURES[arch]
+    kernels = {}
+    for channels in (128, 12):
+        geometry: Any = _conv2d(isa, SMALL, channels).key[2]
+        for tile in candidates(geometry, isa):
+            if tile.splits == 1 and tile.ksteps % 2 == 0:
+                kernels[f"c{channels}_{tile.rows}x{tile.columns}_{tile.ksteps}"] = _conv2d(isa, tile, channels)
+    assert len(kernels) > 15
+    for name, code in _code(kernels, arch).items():
+        _check(code, arch, kernels[name])
+
+
+def test_hopper_multiplies_bytes() -> None:
+    kernel = _conv2d(ARCHITECTURES["sm_90"])
+    assert not kernel.key[2].multiplies_nibbles and kernel.key[2].weight_bits == 4
+    code = _code({"conv2d": kernel}, "sm_90")["conv2d"]
+    assert code.tensor_core == code.count("IMMA.16832.U8.S8") > 0
+    assert code.count("CALL") == 0
+
+
+def test_the_check_sees_what_hopper_would_make_of_them() -> None:
+    """A planted error: nvcc compiles 4-bit products for Hopper, into calls that unpack them again and again."""
+    isa = replace(ARCHITECTURES["sm_90"], has_mma_s4=True)
+    kernel = _conv2d(isa)
+    code = _code({"conv2d": kernel}, "sm_90")["conv2d"]
+    assert kernel.key[2].multiplies_nibbles
+    assert code.count("IMMA.16832.U8.S8") > 0 and code.count("CALL") > 0
+    with pytest.raises(AssertionError):
+        _check(code, "sm_89", kernel)
