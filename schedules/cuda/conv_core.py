@@ -115,9 +115,10 @@ class BlockProgram:
         arrive()
         products.load(0, 0)
         with rolled(g.iterations) as i:
-            start(i)
             for step in range(products.steps - 1):
                 products.load(places[reading], step + 1)
+                if step == 0:
+                    start(i)
                 products.compute(step)
             turn(reading)
             # What is loaded after the last stage is not used.
