@@ -23,6 +23,8 @@ from lpsn_tvm.report import Report
 if TYPE_CHECKING:
     import onnx
 
+    from lpsn_tvm.records import Records
+
 SUFFIX = ".lpsn"
 
 
@@ -43,12 +45,13 @@ class TensorInfo:
 @dataclass(frozen=True)
 class Sources:
     """What a fresh build still knows and a loaded file does not: the pruned float graph, the quantization plan,
-    and how to export them.
+    how to export them, and what tuning found.
     """
 
     mod: Any
     plan: Any
     export: Callable[..., Any]
+    records: Records | None = None
 
 
 @dataclass(kw_only=True)
@@ -82,6 +85,13 @@ class Artifact(ABC):
     def batch(self) -> int:
         """Batch size that the module was compiled for; other sizes are run in pieces."""
         return self.inputs[0].shape[0]
+
+    @property
+    def records(self) -> Records | None:
+        """What tuning found in this build, to save and to build with later; None without tuning, and of a loaded
+        module.
+        """
+        return None if self.sources is None else self.sources.records
 
     @abstractmethod
     def execute(self, arrays: list[np.ndarray]) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
-from lpsn_tvm import cli_rpc, cli_vta
+from lpsn_tvm import cli_rpc, cli_tune, cli_vta
 from lpsn_tvm.errors import LpsnError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_vta.app, name="vta")
 cli_rpc.add_commands(app)
+app.command()(cli_tune.tune)
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead of tables.")]
 
 
@@ -29,6 +30,12 @@ def _fail(error: Exception, as_json: bool) -> NoReturn:
     else:
         typer.secho(f"{type(error).__name__}: {error}", fg=typer.colors.RED, err=True)
     raise typer.Exit(2)
+
+
+def _interrupted(error: KeyboardInterrupt) -> NoReturn:
+    """What was interrupted may have kept something, and then says so."""
+    typer.secho(f"interrupted; {str(error) or 'nothing was written'}", err=True)
+    raise typer.Exit(130)
 
 
 def _pair(text: str) -> int | tuple[int, int] | None:
@@ -112,7 +119,16 @@ def build(
     search: Annotated[
         str, typer.Option(help="vta: on, off, or seconds per layer that schedules are searched for.")
     ] = "on",
-    cache: Annotated[str, typer.Option(help="vta: on, off, or the directory that keeps found schedules.")] = "on",
+    cache: Annotated[
+        str, typer.Option(help="on, off, or the directory that keeps found schedules (vta) and trials of tuning.")
+    ] = "on",
+    tune: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="llvm, cuda: tune kernels on this machine for so many trials (200) or so long (90s, 10m)."),
+    ] = None,
+    records: Annotated[
+        Path | None, typer.Option(help="Records that lpsn-tvm tune has written for the target's device.")
+    ] = None,
     onnx: Annotated[
         Path | None, typer.Option("--onnx", help="Also write the compressed network as (QDQ) ONNX.")
     ] = None,
@@ -144,6 +160,8 @@ def build(
             measure=measure,
             search=_search(search),
             cache={"on": True, "off": False}.get(cache, cache),
+            tune=tune,
+            records=records,
             progress=False if as_json else None,
             **options,
         )
@@ -152,6 +170,8 @@ def build(
             module.to_onnx(onnx)
     except LpsnError as error:
         _fail(error, as_json)
+    except KeyboardInterrupt as error:
+        _interrupted(error)
     _show(module.report, as_json, {"output": str(output), "bytes": output.stat().st_size})
 
 

@@ -13,6 +13,7 @@ from lpsn_tvm.recipe import Recipe
 if TYPE_CHECKING:
     import onnx
 
+    from lpsn_tvm.records import Records
     from lpsn_tvm.targets.backend import Backend
 
 SYNTHETIC_SAMPLES = 32
@@ -29,6 +30,7 @@ def build(
     calibration: Any = None,
     input_range: tuple[float, float] | None = None,
     preprocessing: Any = None,
+    records: str | os.PathLike[str] | Records | None = None,
     progress: bool | ProgressCallback | None = None,
     **options: Any,
 ) -> Artifact:
@@ -51,11 +53,13 @@ def build(
     input_range, preprocessing : optional
         How images become inputs: the interval that 0..255 is mapped to, and {"mean": ..., "std": ...} or a function
         of an array.
+    records : path or Records, optional
+        What `tune` found on the target's device, beside what the package ships. Changes speed, never results.
     progress : bool, callable (stage, done, total) or None
         None shows bars when standard error is a terminal.
     **options
         The other fields of `Recipe`: sparsity, align, score, order, observer, ignore, batch, input_shapes, samples,
-        seed, num_threads, ...
+        seed, num_threads, tune, ...
         `sparsity` is "auto" by default when there is calibration data.
 
     Returns
@@ -66,7 +70,7 @@ def build(
     ------
     LpsnError
         A subclass per stage: RecipeError, ModelError, UnsupportedOpError, CalibrationError, PruneError,
-        QuantizeError, TargetError, CompileError.
+        QuantizeError, TargetError, TuningError, CompileError.
     """
     recipe = Recipe.from_options(
         bits=bits, **{"target": str(getattr(target, "name", target)), "sparsity": "auto", **options}
@@ -78,11 +82,14 @@ def build(
     from lpsn_tvm.passes.pipeline import Network, stages
     from lpsn_tvm.reporting import input_infos, make_report, model_name, output_infos
     from lpsn_tvm.targets import Parts, get_backend
+    from lpsn_tvm.tuning.network import check_tunable, tune_network
 
     with progress_bar(progress) as show:
         watch = Stopwatch(show)
         with watch.stage("import"):
-            backend = get_backend(target).for_bits(recipe.bits)
+            backend = get_backend(target).for_bits(recipe.bits).with_records(records)
+            if recipe.tune is not None:
+                check_tunable(backend, recipe.tracker)
             imported = import_model(load_model(model, batch=recipe.batch, input_shapes=dict(recipe.input_shapes)))
         with watch.stage("read calibration data"):
             if calibration is None:
@@ -111,6 +118,9 @@ def build(
         )
         with watch.stage("compile"):
             artifact = backend.build(net.mod, parts, show)
+        if recipe.tune is not None:
+            with watch.stage("tune"):
+                artifact = tune_network(backend, net.mod, parts, artifact, show)
         if recipe.measure:
             with watch.stage("measure"):
                 backend.measure(artifact, net.dense)

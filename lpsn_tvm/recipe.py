@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from lpsn_tvm.budget import Budget
 from lpsn_tvm.errors import RecipeError
 
 Score = Literal["output_error", "mean_activation", "zero_fraction", "random"]
@@ -70,7 +71,14 @@ class Recipe:
     search : bool or float
         vta: search schedules (True), at most this many seconds per layer, or take the default ones (False).
     cache : bool or str
-        vta: keep found schedules in the user's cache directory (True), in this directory, or not at all (False).
+        Keep what was found in the user's cache directory (True), in this directory, or not at all (False): schedules
+        of vta, trials of tuning.
+    tune : int, str or None
+        llvm and cuda: measure configurations of the network's kernels on this machine for so many trials (200) or so
+        long ("90s", "10m", "1h"), and use those that beat the default ones. What an earlier, killed run has kept in
+        `cache` counts.
+    tracker : str or None
+        "HOST:PORT" or "HOST:PORT/KEY" of `lpsn-tvm rpc-tracker`: tune on the machines that it knows.
     """
 
     target: str = "llvm"
@@ -93,6 +101,8 @@ class Recipe:
     measure: bool = True
     search: bool | float = True
     cache: bool | str = True
+    tune: int | str | None = None
+    tracker: str | None = None
 
     @classmethod
     def from_options(cls, **options: Any) -> Recipe:
@@ -125,6 +135,10 @@ class Recipe:
             options["search"] = _parse_search(options["search"])
         if "cache" in options:
             options["cache"] = _parse_cache(options["cache"])
+        if options.get("tune") is not None:
+            Budget.parse(options["tune"])
+        if not isinstance(options.get("tracker"), (str, type(None))):
+            raise RecipeError(f'must be "HOST:PORT/KEY", got {options["tracker"]!r}', where="tracker")
         for name in ("keep_scales", "measure"):
             if not isinstance(options.get(name, True), bool):
                 raise RecipeError(f"must be True or False, got {options[name]!r}", where=name)

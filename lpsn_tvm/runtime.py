@@ -50,7 +50,7 @@ def load_ffi() -> Any:
         raise ArtifactError("apache-tvm is not installed; its runtime library runs compiled modules")
     # TVM takes half of an x86 machine's processors for hyper-threads and would never use the others.
     if not {"TVM_NUM_THREADS", "OMP_NUM_THREADS"} & set(os.environ):
-        os.environ["TVM_NUM_THREADS"] = str(_cores())
+        os.environ["TVM_NUM_THREADS"] = str(core_count())
     with without_torch():
         import tvm_ffi
     if "tvm" not in sys.modules:
@@ -95,10 +95,10 @@ def check_machine(required: Sequence[str], machine: str, where: str) -> None:
 def set_num_threads(count: int | None) -> None:
     """Number of threads of TVM's pool in this process; None: all cores that this process may use."""
     ffi = load_ffi()
-    ffi.get_global_func("runtime.config_threadpool")(1, min(count or _cores(), _cores()))
+    ffi.get_global_func("runtime.config_threadpool")(1, min(count or core_count(), core_count()))
 
 
-def _cores() -> int:
+def core_count() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

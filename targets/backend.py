@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -130,6 +131,16 @@ class Backend:
             The hardware has no geometry for them; says what is allowed.
         """
         return self.specializer(self, bits)
+
+    def with_records(self, records: Records | str | os.PathLike[str] | None) -> Backend:
+        """The backend with these records, or those of this file, beside its own.
+
+        Raises
+        ------
+        TuningError
+            The file cannot be read.
+        """
+        return self if records is None else replace(self, records=self.records.merge(Records.from_any(records)))
 
     def lower(self, mod: Any) -> Any:
         """Every lpsn operator becomes what the backend schedules; inputs and outputs stay as they are.

@@ -20,7 +20,7 @@ from lpsn_tvm.budget import Budget
 from lpsn_tvm.compat import check_versions, import_tensor_intrinsics, quiet_metaschedule
 from lpsn_tvm.progress import ProgressCallback, show_detail, silent
 from lpsn_tvm.records import Record, Records
-from lpsn_tvm.schedules.template import canonical
+from lpsn_tvm.schedules.template import Config, canonical
 from lpsn_tvm.targets.backend import Backend
 from lpsn_tvm.tuning.control import Control
 from lpsn_tvm.tuning.cost_model import check_xgboost, cost_model
@@ -78,7 +78,8 @@ def tune(
     check_versions()
     check_xgboost()
     tasks = extract(backend, mod)
-    return tune_tasks(tasks, backend.device, budget, directory, measurer, progress, seed=seed)
+    known = backend.records
+    return tune_tasks(tasks, backend.device, budget, directory, measurer, progress, seed=seed, known=known)
 
 
 def tune_tasks(
@@ -90,14 +91,15 @@ def tune_tasks(
     progress: ProgressCallback = silent,
     *,
     seed: int = 0,
+    known: Records | None = None,
 ) -> Records:
-    """`tune` of tasks that are known."""
+    """`tune` of given tasks; configurations of known records are tried first."""
     if not tasks:
         return Records()
     import_tensor_intrinsics()
     run = _Run(tasks, device, budget, directory, measurer, progress, seed)
     with run.control.interruptible(), quiet_metaschedule():
-        run.measure_defaults()
+        run.measure_first(known or Records())
         run.search()
         run.save_time()
     if run.control.is_interrupted:
@@ -129,25 +131,33 @@ class _Run:
         spent = float(self.state.get("seconds", self.key) or 0.0)
         self.control = Control(budget, self.trials.count, spent, progress)
 
-    def measure_defaults(self) -> None:
-        """Measure the defaults that were not yet, and sort the tasks: those that take most of the network first."""
+    def measure_first(self, known: Records) -> None:
+        """Measure defaults and known records that were not yet, and sort the tasks: those that take most of the
+        network first.
+        """
         from tvm.s_tir import meta_schedule as ms
 
-        missing = [task for task in self.tasks if self.trials.default(task) is None]
+        missing = [(task, config) for task in self.tasks for config in self._first(task, known)]
         builder, runner = self.measurer.builder(), self.measurer.runner()
         for start in range(0, len(missing), BATCH):
             if self.control.is_interrupted:
                 return
             batch = missing[start : start + BATCH]
-            modules = [self.trials.modules[task.template.key] for task in batch]
-            chosen = [candidate_of(mod, task, task.template.default) for mod, task in zip(modules, batch, strict=True)]
+            chosen = [candidate_of(self.trials.modules[t.template.key], t, config) for t, config in batch]
             self.control.start(len(batch))
             built = builder.build([ms.builder.BuilderInput(c.sch.mod, _target()) for c in chosen])
             results = _run(runner, chosen, built)
-            for task, seconds in zip(batch, results, strict=True):
-                self.trials.write(task, Trial(task.template.default, seconds))
+            for (task, config), seconds in zip(batch, results, strict=True):
+                self.trials.write(task, Trial(config, seconds))
             self.control.show()
         self.tasks.sort(key=self._share, reverse=True)
+
+    def _first(self, task: Task, known: Records) -> list[Config]:
+        """Default and known configuration of a task, as far as they have not been measured."""
+        record = known.find(self.device, task.template)
+        wanted: list[Config] = [task.template.default] + ([record.config] if record else [])
+        seen = {canonical(trial.config) for trial in self.trials.of(task)}
+        return [config for config in wanted if canonical(config) not in seen]
 
     def _share(self, task: Task) -> float:
         """Seconds that the network spends in a task by default."""

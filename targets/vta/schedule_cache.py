@@ -16,15 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lpsn_tvm.cache import cache_directory
+
 FORMAT = 1
 
 
 def default_directory() -> Path:
     """`$XDG_CACHE_HOME/lpsn_tvm/vta`, else `~/.cache/lpsn_tvm/vta`."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: a relative path in the variable is invalid and to be ignored.
-    base = Path(root) if os.path.isabs(root) else Path.home() / ".cache"
-    return base / "lpsn_tvm" / "vta"
+    return cache_directory("vta")
 
 
 @dataclass(frozen=True)

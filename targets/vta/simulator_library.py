@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from lpsn_tvm.cache import cache_directory
 from lpsn_tvm.errors import TargetError
 
 HERE = Path(__file__).parent
@@ -58,8 +59,7 @@ def _source_files() -> list[Path]:
 
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/lpsn_tvm/vta`, else `~/.cache/lpsn_tvm/vta`."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "lpsn_tvm" / "vta"
+    return cache_directory("vta")
 
 
 def _cached() -> Path:
