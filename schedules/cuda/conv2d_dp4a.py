@@ -10,7 +10,6 @@ Never run on a GPU so far: results are checked in emulation, instructions and sp
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,9 @@ from tvm.script.ir_builder import tirx as T
 
 from lpsn_tvm.schedules.cuda import intrinsics
 from lpsn_tvm.schedules.cuda.conv_copies import swap
+from lpsn_tvm.schedules.cuda.conv_products import WarpProducts
 from lpsn_tvm.schedules.cuda.geometry import KSTEP, ConvGeometry
-from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
+from lpsn_tvm.schedules.cuda.isa import BLOCK
 from lpsn_tvm.schedules.cuda.tir import call, pointer, registers, store
 
 CHANNELS, OCTETS = 8, BLOCK // 8
@@ -33,7 +33,6 @@ DOT_SHAPES = (
     (128, 128, 2, 4),
     (128, 64, 2, 2),
     (64, 128, 1, 4),
-    (256, 32, 4, 1),
     (64, 64, 1, 2),
     (128, 32, 2, 1),
     (64, 64, 2, 2),
@@ -61,25 +60,17 @@ def pack_words(steps: npt.NDArray[np.int8], geometry: ConvGeometry) -> npt.NDArr
     return np.ascontiguousarray(split).reshape(geometry.weight_shape)
 
 
-@dataclass
-class DotProducts:
-    """Emits the products of one lane; `acc` is that of `WarpProducts`: [m_tiles, n_blocks, pairs of channels, two
-    pixels eight apart, two channels].
-    """
-
-    g: ConvGeometry
-    isa: CudaIsa
-    memory: Any
-    lane: Any
-    warp_m: Any
-    warp_n: Any
+class DotProducts(WarpProducts):
+    """Emits the products of one lane; the sums are where a matrix instruction would have left them."""
 
     def __post_init__(self) -> None:
         tile = self.g.tile
         self.acc = registers(tile.m_tiles * tile.n_blocks * 16)
+        # Operands of a whole stage do not fit registers: they are loaded as they are needed.
+        self.steps = 1
         self.pixels = registers(self._pixels * WORDS)
         self.words = registers(2 * WORDS)
-        self.packed = registers(WORDS) if self.g.weight_bits == 4 else None
+        self.halves = registers(WORDS) if self.g.weight_bits == 4 else None
         for i in range(tile.m_tiles * tile.n_blocks * 16):
             store(self.acc, i, 0)
 
@@ -88,34 +79,34 @@ class DotProducts:
         return self.g.tile.m_tiles * 2
 
     def multiply(self, base: Any, start_copies: Callable[[], None]) -> None:
-        """All products of one stage; copies start while the first operands are on their way."""
+        """All products of the stage at `base`; copies start while the first operands are on their way."""
         g, tile = self.g, self.g.tile
         row = T.truncdiv(self.lane, OCTETS)
-        first = base + (self.warp_m * (tile.m_tiles * 16) + row) * KSTEP
-        is_started = False
-        for k in range(tile.ksteps):
-            for half in range(2):
-                at = first + k * (tile.rows * KSTEP) + (half ^ swap(row)) * HALF
-                for i in range(self._pixels):
-                    source = pointer(self.memory, at + i * (8 * KSTEP))
-                    call(intrinsics.copy(16), pointer(self.pixels, i * WORDS), source)
-                if not is_started:
-                    start_copies()
-                    is_started = True
-                for n in range(tile.n_blocks):
-                    block = (self.warp_n * tile.n_blocks + n) * tile.ksteps + k
-                    weights = base + g.data_bytes + block * g.kstep_bytes + half * (g.kstep_bytes // 2)
-                    for channel in range(0, CHANNELS, 2):
-                        self._load_words(weights, channel)
-                        self._add(n, channel)
+        ksteps = tile.ksteps // tile.slices
+        first = self.warp_k * ksteps
+        pixels = base + (first * tile.rows + self.warp_m * (tile.m_tiles * 16) + row) * KSTEP
+        weights = base + g.data_bytes + (self.warp_n * (tile.n_blocks * tile.ksteps) + first) * g.kstep_bytes
+        for step in range(2 * ksteps):
+            k, half = divmod(step, 2)
+            at = pixels + k * (tile.rows * KSTEP) + (half ^ swap(row)) * HALF
+            for i in range(self._pixels):
+                source = pointer(self.memory, at + i * (8 * KSTEP))
+                call(intrinsics.copy(16), pointer(self.pixels, i * WORDS), source)
+            if step == 0:
+                start_copies()
+            for n in range(tile.n_blocks):
+                block = (n * tile.ksteps + k) * g.kstep_bytes + half * (g.kstep_bytes // 2)
+                for channel in range(0, CHANNELS, 2):
+                    self._load_words(weights + block, channel)
+                    self._add(n, channel)
 
     def _load_words(self, weights: Any, channel: int) -> None:
         """`words`: the bytes of two channels; with 4 bits, the words of both alternate."""
         octet = T.truncmod(self.lane, OCTETS) * HALF
-        if self.packed is not None:
+        if self.halves is not None:
             source = pointer(self.memory, weights + channel // 2 * (OCTETS * HALF) + octet)
-            call(intrinsics.copy(16), pointer(self.packed), source)
-            call(intrinsics.UNPACK_NIBBLES, pointer(self.words), pointer(self.packed))
+            call(intrinsics.copy(16), pointer(self.halves), source)
+            call(intrinsics.UNPACK_NIBBLES, pointer(self.words), pointer(self.halves))
             return
         for c in range(2):
             source = pointer(self.memory, weights + (channel + c) * (OCTETS * HALF) + octet)
@@ -128,6 +119,6 @@ class DotProducts:
             for c in range(2):
                 at = ((m * self.g.tile.n_blocks + n) * 4 + channel // 2) * 4 + second * 2 + c
                 for w in range(WORDS):
-                    word = self.words[w * 2 + c if self.packed is not None else c * WORDS + w]
+                    word = self.words[w * 2 + c if self.halves is not None else c * WORDS + w]
                     value = call(dot, self.pixels[i * WORDS + w], word, self.acc[at], returns="int32")
                     store(self.acc, at, value)

@@ -19,6 +19,7 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from lpsn_tvm.schedules.cuda import intrinsics
+from lpsn_tvm.schedules.cuda.conv2d_dp4a import DotProducts
 from lpsn_tvm.schedules.cuda.conv_copies import StageCopies
 from lpsn_tvm.schedules.cuda.conv_products import WarpProducts
 from lpsn_tvm.schedules.cuda.epilogue import CHANNELS, Epilogue
@@ -63,7 +64,8 @@ class BlockProgram:
             tile = replace(tile, stages=2)
             self.g = g = replace(g, tile=tile)
         memory = shared(g.memory_bytes)
-        self.products = WarpProducts(g, self.isa, memory, self.lane, self.warp_k, self.warp_m, self.warp_n)
+        products = DotProducts if g.uses_dots else WarpProducts
+        self.products = products(g, self.isa, memory, self.lane, self.warp_k, self.warp_m, self.warp_n)
         self.copies = StageCopies(
             g, self.data, self.weight, self.padding, memory, self.row_tile, self.column_tile, self.split, self.thread
         )
