@@ -45,14 +45,14 @@ class Pooling:
         The largest pixel; otherwise their sum.
     fill : callable (*constants) -> value of the data's type
         What a pixel outside the tensor counts as.
-    finish : callable (accumulator, y, x, *constants) -> output
-        The output at pixel (y, x) from the maximum or sum, fills included.
+    finish : callable (accumulator, y, x, *constants) -> output, or None
+        The output at pixel (y, x) from the maximum or sum, fills included; None where it is that itself.
     """
 
     dtype: str
     is_maximum: bool
     fill: Callable[..., Any]
-    finish: Callable[..., Any]
+    finish: Callable[..., Any] | None
 
 
 def window_of(shape: tuple[int, ...], attrs: Attrs) -> Window:
@@ -73,7 +73,7 @@ def max_pool2d(maker: Maker, inputs: Inputs, constants: Constants, attrs: Attrs)
     data = inputs[0]
     window = window_of(data.shape, attrs)
     out = TensorSpec((*data.shape[:2], *window.size), data.dtype, data.block)
-    pooling = Pooling(data.dtype, True, lambda: tirx.min_value(data.dtype), lambda largest, y, x: largest)
+    pooling = Pooling(data.dtype, True, lambda: tirx.min_value(data.dtype), None)
     return maker.pool("max_pool2d", data, (), out, window, pooling)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lpsn_tvm.schedules.cuda.block_reduction import block_sum
+from lpsn_tvm.schedules.cuda.plane_sums import plane_sum
 from lpsn_tvm.schedules.cuda.pooling import pool
 from lpsn_tvm.schedules.cuda.threads import common_block
 from lpsn_tvm.schedules.cuda.vectors import elementwise_kernel
@@ -24,7 +24,7 @@ def _filler(number: float, out: TensorSpec) -> tuple[Array, Callable[[Any, Any],
 MAKER = Maker(
     kernel=elementwise_kernel,
     pool=pool,
-    plane_sum=block_sum,
+    plane_sum=plane_sum,
     common_block=common_block,
     runs=(16, 4),
     gathers_blocked=True,

@@ -25,7 +25,8 @@ def pool(
 
         def value(n: Any, c: Any, y: Any, z: Any) -> Any:
             taps = [tap.astype(pooling.dtype) for tap in _taps(source, window, n, c, y, z)]
-            return pooling.finish(reduce(combine, taps), y, z, *extra)
+            total = reduce(combine, taps)
+            return total if pooling.finish is None else pooling.finish(total, y, z, *extra)
 
         return compute(out, value)
 

@@ -18,6 +18,7 @@ from lpsn_tvm.schedules.cuda import (
     convert,
     direct,
     direct_float,
+    pooling,
     vectors,
 )
 from lpsn_tvm.schedules.kernel import Builder, TensorSpec
@@ -87,6 +88,7 @@ def is_large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Kernels as they are for many elements, if true."""
     if request.param:
         monkeypatch.setattr(vectors, "MANY_ELEMENTS", 1)
+        monkeypatch.setattr(pooling, "MANY", 1)
     return bool(request.param)
 
 
@@ -136,6 +138,35 @@ def test_pooling(ceil_mode: bool, block: int) -> None:
             window | average | {"count_include_pad": counted},
             block=block,
         )
+
+
+WINDOWS = {
+    "3x3 stride 2": {"kernel": (3, 3), "strides": (2, 2), "padding": (1, 1, 1, 1)},
+    "5x5": {"kernel": (5, 5), "strides": (1, 1), "padding": (2, 2, 2, 2)},
+    "rows in a loop": {"kernel": (13, 9), "strides": (1, 1), "padding": (6, 4, 6, 4)},
+    "apart": {"kernel": (1, 2), "strides": (2, 3), "padding": (0, 0, 0, 0)},
+    "larger than sums": {"kernel": (17, 17), "strides": (1, 1), "padding": (8, 8, 8, 8)},
+}
+
+
+@pytest.mark.parametrize("dtype", ["uint8", pytest.param("int8", marks=pytest.mark.slow), "float32"])
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+def test_windows_that_overlap(window: dict[str, tuple[int, ...]], dtype: str, is_large: bool) -> None:
+    # Channels of different height, so that large windows have different maxima.
+    bytes_ = (u8(1, 40, 7, 11) % RNG.integers(1, 256, (1, 40, 1, 1))).astype(np.uint8)
+    x = f32(1, 40, 7, 11) if dtype == "float32" else bytes_.view(dtype)
+    if dtype == "float32":
+        check(rule("lpsn.float_max_pool2d"), "lpsn.float_max_pool2d", [x], window)
+        check(rule("lpsn.float_avg_pool2d"), "lpsn.float_avg_pool2d", [x], window, tolerance=1e-5)
+        return
+    check(rule("lpsn.max_pool2d"), "lpsn.max_pool2d", [x], window)
+    average = {"in_zero_point": 5, "multiplier": 3.1, **RESULT}
+    check(rule("lpsn.avg_pool2d"), "lpsn.avg_pool2d", [x], window | average)
+
+
+def test_dilated_maximum(is_large: bool) -> None:
+    window = {"kernel": (3, 3), "strides": (1, 1), "padding": (2, 2, 2, 2), "dilation": (2, 2)}
+    check(rule("lpsn.max_pool2d"), "lpsn.max_pool2d", [u8(1, 40, 7, 11)], window)
 
 
 @pytest.mark.parametrize("block", [PLAIN, pytest.param(4, marks=pytest.mark.slow), 32])

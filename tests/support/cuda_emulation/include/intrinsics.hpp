@@ -118,6 +118,10 @@ inline std::uint32_t cvt_pack(std::uint32_t a, std::uint32_t b, std::uint32_t c)
 }
 }  // namespace emu
 
+inline unsigned __vmaxu2(unsigned a, unsigned b) {
+  unsigned low = (a & 0xFFFFu) > (b & 0xFFFFu) ? a & 0xFFFFu : b & 0xFFFFu;
+  return (a >> 16 > b >> 16 ? a >> 16 : b >> 16) << 16 | low;
+}
 inline int __dp4a(int a, int b, int c) { return emu::dp4a<true, true>(a, b, c); }
 inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) { return emu::dp4a<false, false>(a, b, c); }
 inline int __dp4a(char4 a, char4 b, int c) { return emu::dp4a<true, true>(emu::four(a), emu::four(b), c); }
