@@ -37,7 +37,7 @@ def conv2d(
     batch, channels, height, width = data.shape
     kh, kw = weight.shape[2:]
     groups = int(attrs.get("groups", 1))
-    if groups > 1 and groups == channels:
+    if groups > 1 and groups == channels == weight.shape[0]:
         return None
     # What is blocked already is not copied for the sake of fewer zeros.
     data = data.with_block(input_block(channels) if groups == 1 and data.block != BLOCK else BLOCK)

@@ -120,10 +120,10 @@ _SMALLEST = {"columns": 1, "rows": 1}
 
 def remake(workload: Mapping[str, Any]) -> Template:
     """The template of a workload, with constants of zeros."""
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in workload["geometry"].items()}
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in workload["geometry"].items()}
     geometry = DepthwiseGeometry(**given, tile=DepthwiseTile(1, 1))
     g, channels = geometry, geometry.blocks * geometry.block
-    constants = {
+    constants: dict[str, Array] = {
         "weight": np.zeros((channels, g.group, *g.kernel), np.int8),
         "bias": np.zeros(channels, np.int32),
         "scale": np.ones(channels, np.float32),
