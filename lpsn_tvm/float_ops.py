@@ -297,10 +297,17 @@ def float_pad(x: Array, *, pad_width: tuple[int, ...], value: float, mode: str =
 
 
 def float_instance_norm(x: Array, scale: Array, shift: Array, *, epsilon: float) -> Array:
-    """Per sample and channel: `(x - mean) / sqrt(variance + epsilon) * scale + shift` over H and W."""
+    """Per sample and channel: `(x - mean) / sqrt(variance + epsilon) * scale + shift` over H and W.
+
+    Statistics in float64, each value as `(x - centre) * slope + offset` in float32: in whatever order a target sums in
+    float64, those three come out as the same float32 numbers, so results agree bit for bit.
+    """
     data = x.astype(np.float64)
     mean, variance = data.mean(axis=(2, 3), keepdims=True), data.var(axis=(2, 3), keepdims=True)
-    return np.asarray((data - mean) / np.sqrt(variance + epsilon) * _bias(scale, 4) + _bias(shift, 4), np.float32)
+    factor = _bias(scale, 4) / np.sqrt(variance + epsilon)
+    centre, slope = mean.astype(np.float32), factor.astype(np.float32)
+    offset = (_bias(shift, 4) - (mean - centre) * factor).astype(np.float32)
+    return np.asarray((x.astype(np.float32) - centre) * slope + offset)
 
 
 def float_softmax(x: Array, *, axis: int) -> Array:

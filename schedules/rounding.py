@@ -38,6 +38,16 @@ def bounded(value: Any) -> Any:
     return tirx.max(tirx.min(value, tirx.const(LIMIT, "float32")), tirx.const(-LIMIT, "float32"))
 
 
+def apart(value: Any) -> Any:
+    """The float32 value as it is, rounded: a compiler must not contract a product with the sum that follows. Infinity
+    becomes the largest number.
+    """
+    from tvm import tirx
+
+    largest = tirx.max_value("float32")
+    return tirx.max(tirx.min(value, largest), -largest)
+
+
 def scaled(value: Any, multiplier: Any, zero_point: Any) -> Any:
     """`float32(value - zero_point) * multiplier`."""
     return (value.astype("int32") - zero_point.astype("int32")).astype("float32") * multiplier

@@ -1,10 +1,9 @@
 """Networks of every common structure, pruned by 30 % and quantized to 8 bits: the module agrees with the reference.
 
-Integer operators must return exactly what `quant` returns for what they were given. Float operators between them
-(instance norm sums 16,384 values per channel) round in another order than the reference; a value next to a rounding
-boundary then becomes its neighbour, and over twenty such layers that spreads (measured: CycleGAN's output moves by
-0.01 on a range of 2). So every operator is checked on the compiled module's own operands, the float ones with a
-tolerance, and the outputs of a whole run are compared exactly only where all arithmetic is in integers.
+Integer operators must return exactly what `quant` returns for what they were given. Instance norms between them return
+the reference's numbers too (their sums are in float64 and end in float32), or else a value next to a rounding boundary
+would become its neighbour, and over twenty such layers that would spread. Only the generator's last operator, tanh in
+float, differs in the last bits. Every operator is also checked on the compiled module's own operands.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ def check(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     got, want = module(x), next(iter(run_reference(mod, {mod["main"].params[0].name: x}).values()))
     names = {graph.op_name(value) for _, value in graph.bindings(mod)}
     if any(is_float(name) for name in names):
-        assert np.abs(got - want).mean() < 0.02 * np.ptp(want)
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * float(np.ptp(want)))
     else:
         np.testing.assert_array_equal(got, want)
     check_each_operator(mod, x)

@@ -10,6 +10,7 @@ import numpy as np
 from lpsn_tvm.schedules.expressions import exponential
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.isa import Isa
+from lpsn_tvm.schedules.rounding import apart
 from lpsn_tvm.schedules.views import View, compute, has_block, placeholder, prim_func
 
 Inputs = tuple[TensorSpec, ...]
@@ -17,8 +18,14 @@ Constants = Mapping[str, Array]
 Attrs = Mapping[str, Any]
 
 
+STAGES = ("offset", "slope", "centre", "factor", "spread", "mean", "total")
+"""Blocks of one (sample, channel) each, last one first."""
+
+
 def float_instance_norm(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Isa) -> Kernel | None:
-    """Kernel of `lpsn.float_instance_norm`: three passes over each block of channels, parallel over blocks."""
+    """Kernel of `lpsn.float_instance_norm`: three passes over each block of channels, parallel over blocks; sums in
+    float64, as the reference has them.
+    """
     data, scale, shift = inputs[0], constants.get("scale"), constants.get("shift")
     if data.dtype != "float32" or len(data.shape) != 4 or scale is None or shift is None:
         return None
@@ -27,46 +34,57 @@ def float_instance_norm(inputs: Inputs, constants: Constants, attrs: Attrs, isa:
     packed = tuple(channels.pack(array.astype(np.float32).reshape(1, -1, 1, 1)) for array in (scale, shift))
 
     def build() -> Any:
-        from tvm import te, tirx
-
         x, gamma, beta = placeholder(data, "x"), placeholder(channels, "scale"), placeholder(channels, "shift")
-        view, scales, shifts = View(x, data), View(gamma, channels), View(beta, channels)
-        pixels = data.shape[2] * data.shape[3]
-        totals = TensorSpec((*data.shape[:2], 1, 1), "float32", data.block)
-
-        def summed(value: Any, name: str) -> View:
-            rows, columns = te.reduce_axis((0, data.shape[2]), "ry"), te.reduce_axis((0, data.shape[3]), "rx")
-            return View(
-                compute(totals, lambda n, c, y, z: te.sum(value(n, c, rows, columns), axis=[rows, columns]), name),
-                totals,
-            )
-
-        inverse = tirx.const(1.0 / pixels, "float32")
-        total = summed(view, "total")
-
-        def squared(n: Any, c: Any, y: Any, z: Any) -> Any:
-            difference = view(n, c, y, z) - total(n, c, 0, 0) * inverse
-            return difference * difference
-
-        spread = summed(squared, "spread")
-
-        def factor(n: Any, c: Any, y: Any, z: Any) -> Any:
-            variance = spread(n, c, 0, 0) * inverse
-            return scales(0, c, 0, 0) / tirx.sqrt(variance + tirx.const(epsilon, "float32"))
-
-        factors = View(compute(totals, factor, "factor"), totals)
-        out = compute(
-            data,
-            lambda n, c, y, z: (
-                (view(n, c, y, z) - total(n, c, 0, 0) * inverse) * factors(n, c, 0, 0) + shifts(0, c, 0, 0)
-            ),
-        )
-        return _schedule_norm(prim_func([x, gamma, beta, out]), data, ("factor", "spread", "total"))
+        out = _norm(View(x, data), View(gamma, channels), View(beta, channels), epsilon)
+        return _schedule_norm(prim_func([x, gamma, beta, out]), data)
 
     return Kernel(build, packed, data, ("float_instance_norm", data, epsilon), (data,))
 
 
-def _schedule_norm(func: Any, data: TensorSpec, stages: tuple[str, ...]) -> Any:
+def _norm(x: View, scales: View, shifts: View, epsilon: float) -> Any:
+    """The TE tensor "out" of `float_ops.float_instance_norm`."""
+    from tvm import te, tirx
+
+    data = x.spec
+    pixels = tirx.const(float(data.shape[2] * data.shape[3]), "float64")
+
+    def per_channel(name: str, dtype: str, value: Any) -> View:
+        spec = TensorSpec((*data.shape[:2], 1, 1), dtype, data.block)
+        return View(compute(spec, lambda n, c, y, z: value(n, c), name), spec)
+
+    def summed(value: Any) -> Any:
+        rows, columns = te.reduce_axis((0, data.shape[2]), "ry"), te.reduce_axis((0, data.shape[3]), "rx")
+        return lambda n, c: te.sum(value(n, c, rows, columns), axis=[rows, columns])
+
+    total = per_channel("total", "float64", summed(lambda *i: x(*i).astype("float64")))
+    mean = per_channel("mean", "float64", lambda n, c: total(n, c, 0, 0) / pixels)
+
+    def squared(n: Any, c: Any, y: Any, z: Any) -> Any:
+        difference = x(n, c, y, z).astype("float64") - mean(n, c, 0, 0)
+        return difference * difference
+
+    spread = per_channel("spread", "float64", summed(squared))
+
+    def root(n: Any, c: Any) -> Any:
+        return tirx.sqrt(spread(n, c, 0, 0) / pixels + tirx.const(epsilon, "float64"))
+
+    factor = per_channel("factor", "float64", lambda n, c: scales(0, c, 0, 0).astype("float64") / root(n, c))
+    centre = per_channel("centre", "float32", lambda n, c: mean(n, c, 0, 0).astype("float32"))
+    slope = per_channel("slope", "float32", lambda n, c: factor(n, c, 0, 0).astype("float32"))
+
+    def moved(n: Any, c: Any) -> Any:
+        rest = (mean(n, c, 0, 0) - centre(n, c, 0, 0).astype("float64")) * factor(n, c, 0, 0)
+        return (shifts(0, c, 0, 0).astype("float64") - rest).astype("float32")
+
+    offset = per_channel("offset", "float32", moved)
+
+    def value(n: Any, c: Any, y: Any, z: Any) -> Any:
+        return apart((x(n, c, y, z) - centre(n, c, 0, 0)) * slope(n, c, 0, 0)) + offset(n, c, 0, 0)
+
+    return compute(data, value)
+
+
+def _schedule_norm(func: Any, data: TensorSpec) -> Any:
     """Everything of one (sample, channel block) together; lanes vectorized."""
     from tvm.s_tir import Schedule
 
@@ -76,13 +94,15 @@ def _schedule_norm(func: Any, data: TensorSpec, stages: tuple[str, ...]) -> Any:
         sch.vectorize(loops[-1])
     outer = sch.fuse(*loops[:2])
     sch.parallel(outer)
-    for name in stages:
+    for name in STAGES:
         if not has_block(sch, name):
             continue
         block = sch.get_sblock(name)
         sch.compute_at(block, outer, preserve_unit_loops=True)
         inner = sch.get_loops(block)[1:]
-        if name == "factor":
+        if name not in ("spread", "total"):
+            if data.block:
+                sch.vectorize(inner[-1])
             continue
         if data.block:
             rank = len(data.memory_shape)
