@@ -53,7 +53,7 @@ class Report:
     notes : list of str
         Everything a user should know: synthetic calibration, options that had no effect.
     milliseconds : mapping
-        "float" and "module": medians measured on this machine; empty when `measure=False`.
+        "module" and, where the target runs it, "float": medians measured on this machine; empty when `measure=False`.
     seconds : mapping of stage -> seconds
     calibration : mapping
         samples, digest, synthetic.
@@ -176,8 +176,11 @@ class Report:
             ratio = f"{after / before:.3f}" if before else ""
             table.add_row("weights + activations, Mbit", f"{before:,.2f}", f"{after:,.2f}", ratio)
         if self.milliseconds:
-            before, after = self.milliseconds["float"], self.milliseconds["module"]
-            table.add_row("latency, ms (measured)", f"{before:.3f}", f"{after:.3f}", f"{after / before:.3f}")
+            # A GPU runs quantized networks only: there is no time of the float model.
+            after = self.milliseconds["module"]
+            old = self.milliseconds.get("float")
+            cells = ("", f"{after:.3f}", "") if old is None else (f"{old:.3f}", f"{after:.3f}", f"{after / old:.3f}")
+            table.add_row("latency, ms (measured)", *cells)
         return table
 
 

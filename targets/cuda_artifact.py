@@ -4,7 +4,6 @@ where a driver and a GPU are.
 
 from __future__ import annotations
 
-import statistics
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lpsn_tvm.artifact import Artifact, shared_fields
-from lpsn_tvm.errors import LpsnError
+from lpsn_tvm.errors import ArtifactError, LpsnError
 from lpsn_tvm.progress import ProgressCallback
-from lpsn_tvm.targets.cuda_program import CudaProgram, programs_from_files, programs_to_files
-from lpsn_tvm.targets.cuda_tensors import DeviceInput, device_input, empty_like
+from lpsn_tvm.targets.cuda_call import call_on_device
+from lpsn_tvm.targets.cuda_dlpack import is_on_gpu
+from lpsn_tvm.targets.cuda_program import CudaProgram, best_program, programs_from_files, programs_to_files
+from lpsn_tvm.targets.cuda_tensors import is_torch, stream_number
 
 if TYPE_CHECKING:
     from lpsn_tvm.targets.backend import Backend, Parts
+    from lpsn_tvm.targets.cuda_profile import KernelTime, Timing
     from lpsn_tvm.targets.cuda_runner import Runner
 
 
@@ -27,24 +29,29 @@ if TYPE_CHECKING:
 class CudaArtifact(Artifact):
     """A compiled network for GPUs; see `Artifact`.
 
-    Calls with numpy arrays copy to the device and back. Calls with tensors that lie on the device (torch, cupy, or
-    anything with `__cuda_array_interface__`) are read in place, return tensors of the same kind on the device, and do
-    not wait: they are in order with the caller's stream.
+    Calls with numpy arrays (or anything that numpy reads, torch tensors on the CPU too) copy to the device and back.
+    Calls with tensors that lie on the device (torch, or anything with `__cuda_array_interface__` or DLPack) are read in
+    place, return tensors of the same library on the device, and do not wait: they run on the caller's stream. Recorded
+    into the caller's own graph (`torch.cuda.graph`) they become part of it; such a graph must not be replayed beside
+    other calls of the module, whose working memory it uses.
 
     Parameters
     ----------
     programs : sequence of CudaProgram
         One per architecture.
+    device : int
+        The GPU for numpy arrays and for `benchmark`; other tensors say themselves where they are.
     """
 
     kind = "cuda"
     timing = "measured on this machine's GPU, copies from and to the host left out"
 
     programs: Sequence[CudaProgram] = field(repr=False)
+    device: int = 0
     _runners: dict[int, Runner] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
 
-    def runner(self, device: int = 0) -> Runner:
+    def runner(self, device: int | None = None) -> Runner:
         """The network on a GPU, loaded on first use.
 
         Raises
@@ -52,6 +59,10 @@ class CudaArtifact(Artifact):
         ArtifactError
             No driver, no such GPU, or none of the programs runs on it.
         """
+        device = self.device if device is None else device
+        found = self._runners.get(device)
+        if found is not None:
+            return found
         from lpsn_tvm.targets.cuda_runner import Runner
 
         with self._lock:
@@ -59,60 +70,83 @@ class CudaArtifact(Artifact):
                 self._runners[device] = Runner(self.programs, device)
             return self._runners[device]
 
+    @property
+    def stream(self) -> int:
+        """The driver's handle of the stream that calls with numpy arrays run on; does not wait for the default one."""
+        return self.runner().stream
+
     def prepare(self, num_threads: int | None = None) -> None:
-        """Load the network on the first GPU and record its launches."""
+        """Load the network on the GPU, ready for the first call."""
         self.runner().prepare()
 
     def execute(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        """One batch on the first GPU."""
+        """One batch."""
         return self.runner()(arrays)
 
-    def benchmark(self, *, repeats: int = 30, warmup: int = 5) -> float:
-        """Median milliseconds of one run of the compiled batch size on the first GPU, from CUDA events."""
-        return statistics.median(self.runner().milliseconds(repeats, warmup))
+    def benchmark(
+        self, *, repeats: int = 30, warmup: int = 5, is_cold: bool = False, with_copies: bool = False
+    ) -> float:
+        """Median milliseconds of one run of the compiled batch size; see `measure`."""
+        return self.measure(repeats=repeats, warmup=warmup, is_cold=is_cold, with_copies=with_copies).median
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the network; see `Artifact.__call__`. Tensors on a GPU must have the compiled batch size."""
+    def measure(
+        self, *, repeats: int = 30, warmup: int = 5, is_cold: bool = False, with_copies: bool = False
+    ) -> Timing:
+        """Time runs of the compiled batch size.
+
+        Parameters
+        ----------
+        repeats : int
+            Runs that count.
+        warmup : int
+            Runs per round before them; rounds go on until they are steady.
+        is_cold : bool
+            Sweep the GPU's second-level cache before each run.
+        with_copies : bool
+            Wall-clock time of whole calls with numpy arrays, instead of the time on the device.
+        """
+        from lpsn_tvm.targets.cuda_profile import time_calls, time_network
+
+        if with_copies:
+            return time_calls(self.runner(), repeats, warmup)
+        return time_network(self.runner(), repeats, warmup, is_cold=is_cold)
+
+    def profile(self, *, launches: int = 20, repeats: int = 5) -> list[KernelTime]:
+        """Time every kernel by itself, in the order of the network; `KernelTime.roofline_share` compares it with the
+        machine's measured rates.
+        """
+        from lpsn_tvm.targets.cuda_profile import profile
+
+        return profile(self.runner(), launches, repeats)
+
+    def __call__(self, *args: Any, stream: Any = None, **kwargs: Any) -> Any:
+        """Run the network; see `Artifact.__call__`.
+
+        Parameters
+        ----------
+        *args, **kwargs : tensors
+            All on one GPU, or all on the host. Those of torch may be of any layout and real type; others on the GPU
+            are taken as the network wants them: contiguous, of its type.
+        stream : int or a library's stream, optional
+            Where to run, for tensors on the GPU. Torch's current stream by default, or the one that the tensor's
+            interface names, or the default stream.
+        """
         names = [info.name for info in self.inputs]
-        by_name = args[0] if len(args) == 1 and isinstance(args[0], Mapping) else dict(zip(names, args, strict=False))
-        given = {**by_name, **kwargs}
-        found = [device_input(value) for value in given.values()]
+        if stream is not None and "stream" in names:
+            kwargs, stream = {**kwargs, "stream": stream}, None
+        given = _by_name(names, args, kwargs)
+        found = [_is_on_gpu(value) for value in given.values()]
         if not any(found):
+            if stream is not None:
+                raise LpsnError("is for tensors on the GPU only; calls with numpy arrays wait anyway", where="stream")
             return super().__call__(*args, **kwargs)
         if not all(found):
             raise LpsnError("either all inputs are on the GPU or none", where="module call")
-        names = [info.name for info in self.inputs]
-        given = (
-            dict(args[0]) if len(args) == 1 and isinstance(args[0], Mapping) else dict(zip(names, args, strict=False))
-        )
-        given |= kwargs
         if len(args) > len(names) or set(given) != set(names):
-            raise LpsnError(f"expected inputs {names}, got {len(args)} and {sorted(kwargs)}", where="module call")
-        return self._on_device([given[name] for name in names])
-
-    def _on_device(self, tensors: list[Any]) -> Any:
-        inputs = [self._checked(i, device_input(tensor)) for i, tensor in enumerate(tensors)]
-        runner = self.runner(inputs[0].device)
-        outputs = [empty_like(tensors[0], port.shape, port.dtype) for port in runner.program.outputs]
-        addresses = [made.address for made in map(device_input, outputs) if made is not None]
-        runner.run_on_device([tensor.address for tensor in inputs], addresses, inputs[0].stream)
-        if len(outputs) == 1:
-            return outputs[0]
-        return {info.name: output for info, output in zip(self.outputs, outputs, strict=True)}
-
-    def _checked(self, index: int, tensor: DeviceInput | None) -> DeviceInput:
-        info = self.inputs[index]
-        where = f"input {info.name!r}"
-        if tensor is None:
-            raise LpsnError("is not on a GPU", where=where)
-        if tensor.shape != tuple(info.shape) or tensor.dtype != info.dtype:
             raise LpsnError(
-                f"is {tensor.dtype}{list(tensor.shape)}; on the GPU exactly {info.dtype}{list(info.shape)} is taken",
-                where=where,
+                f"expected inputs {names}, got {len(args)} positional and {sorted(kwargs)}", where="module call"
             )
-        if not tensor.is_contiguous:
-            raise LpsnError("is not contiguous; call .contiguous()", where=where)
-        return tensor
+        return call_on_device(self, [given[name] for name in names], None if stream is None else stream_number(stream))
 
     def details(self) -> dict[str, Any]:
         """What `lpsn-tvm inspect` shows beside the report."""
@@ -128,7 +162,19 @@ class CudaArtifact(Artifact):
             }
             for program in self.programs
         ]
-        return super().details() | {"programs": programs}
+        return super().details() | {"programs": programs, "this_machine": self._runs_here()}
+
+    def _runs_here(self) -> str:
+        """What this machine's GPU would run, or why it cannot."""
+        from lpsn_tvm.targets.cuda_driver import Driver
+        from lpsn_tvm.targets.cuda_runner import choose_program
+
+        try:
+            device = Driver.open().device(self.device)
+            program = choose_program(self.programs, device.number, device.name)
+        except ArtifactError as error:
+            return str(error)
+        return f"{device.name} (sm_{device.number}) runs the program for {program.arch}"
 
     def pack(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """Launches as JSON; machine code and constants as members."""
@@ -139,6 +185,18 @@ class CudaArtifact(Artifact):
     def unpack(cls, manifest: Mapping[str, Any], members: Mapping[str, bytes], where: str) -> CudaArtifact:
         """Inverse of `pack`; needs no driver."""
         return cls(**shared_fields(manifest), programs=programs_from_files(manifest["programs"], members))
+
+
+def _by_name(names: list[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    if len(args) == 1 and isinstance(args[0], Mapping):
+        return {**args[0], **kwargs}
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _is_on_gpu(value: Any) -> bool:
+    if is_torch(value):
+        return bool(value.is_cuda)
+    return hasattr(value, "__cuda_array_interface__") or is_on_gpu(value)
 
 
 def make_artifact(backend: Backend, mod: Any, parts: Parts, progress: ProgressCallback) -> CudaArtifact:
@@ -155,6 +213,24 @@ def make_artifact(backend: Backend, mod: Any, parts: Parts, progress: ProgressCa
 
 
 def measure(backend: Backend, artifact: CudaArtifact, dense: Any) -> None:
-    """Nothing: a build for GPUs may happen anywhere, and the float network has no kernels here to compare with;
-    `benchmark` measures.
+    """Time the module on this machine's GPU where there is one that runs it, else say so in the report; the float
+    network has no kernels here to compare with.
     """
+    from lpsn_tvm.targets.cuda_driver import Driver
+
+    notes = artifact.report.notes
+    try:
+        device = Driver.open().device(artifact.device)
+    except ArtifactError:
+        notes.append("latency not measured: no GPU on this machine")
+        return
+    if best_program(artifact.programs, device.number) is None:
+        notes.append(f"latency not measured: {device.name} (sm_{device.number}) is not what the module is for")
+        return
+    try:
+        timing = artifact.measure()
+    except ArtifactError as error:
+        notes.append(f"latency not measured: {error}")
+        return
+    artifact.report.milliseconds = {"module": timing.median}
+    notes.append(f"latency measured on {timing.device}, copies from and to the host left out")

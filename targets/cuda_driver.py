@@ -1,91 +1,82 @@
 """The CUDA driver through ctypes, loaded when first needed: devices, memory, modules, streams, graphs and events.
 
-Not run on a GPU yet: calls and their arguments are checked against a recording stand-in in the tests.
+Not run on a GPU yet: calls are checked against the header's documentation, and in tests against a stand-in that
+enforces its rules.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lpsn_tvm.errors import ArtifactError
+from lpsn_tvm.targets.cuda_entry_points import INT, OPTIONAL, POINTER, SIGNATURES, SIZE, TEXT, U64, KernelNode
+from lpsn_tvm.targets.cuda_errors import OUT_OF_MEMORY, DriverError, explain
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-MAX_DYNAMIC_SHARED, COMPUTE_MAJOR, COMPUTE_MINOR = 8, 75, 76
-"""CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES; CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
-CAPTURE_THREAD_LOCAL, NON_BLOCKING, DEFAULT = 1, 1, 0
-STATIC_SHARED_LIMIT = 48 * 1024
-
-_INT, _UINT, _SIZE, _POINTER, _U64, _TEXT = (
-    ctypes.c_int,
-    ctypes.c_uint,
-    ctypes.c_size_t,
-    ctypes.c_void_p,
-    ctypes.c_uint64,
-    ctypes.c_char_p,
-)
-SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "cuInit": (_UINT,),
-    "cuGetErrorString": (_INT, ctypes.POINTER(_TEXT)),
-    "cuDeviceGetCount": (ctypes.POINTER(_INT),),
-    "cuDeviceGet": (ctypes.POINTER(_INT), _INT),
-    "cuDeviceGetName": (_TEXT, _INT, _INT),
-    "cuDeviceGetAttribute": (ctypes.POINTER(_INT), _INT, _INT),
-    "cuDevicePrimaryCtxRetain": (ctypes.POINTER(_POINTER), _INT),
-    "cuCtxSetCurrent": (_POINTER,),
-    "cuModuleLoadData": (ctypes.POINTER(_POINTER), _POINTER),
-    "cuModuleUnload": (_POINTER,),
-    "cuModuleGetFunction": (ctypes.POINTER(_POINTER), _POINTER, _TEXT),
-    "cuFuncSetAttribute": (_POINTER, _INT, _INT),
-    "cuMemAlloc_v2": (ctypes.POINTER(_U64), _SIZE),
-    "cuMemFree_v2": (_U64,),
-    "cuMemcpyHtoDAsync_v2": (_U64, _POINTER, _SIZE, _POINTER),
-    "cuMemcpyDtoHAsync_v2": (_POINTER, _U64, _SIZE, _POINTER),
-    "cuMemcpyDtoDAsync_v2": (_U64, _U64, _SIZE, _POINTER),
-    "cuStreamCreate": (ctypes.POINTER(_POINTER), _UINT),
-    "cuStreamDestroy_v2": (_POINTER,),
-    "cuStreamSynchronize": (_POINTER,),
-    "cuStreamWaitEvent": (_POINTER, _POINTER, _UINT),
-    "cuLaunchKernel": (_POINTER, *(_UINT,) * 7, _POINTER, ctypes.POINTER(_POINTER), ctypes.POINTER(_POINTER)),
-    "cuStreamBeginCapture_v2": (_POINTER, _INT),
-    "cuStreamEndCapture": (_POINTER, ctypes.POINTER(_POINTER)),
-    "cuGraphInstantiateWithFlags": (ctypes.POINTER(_POINTER), _POINTER, _U64),
-    "cuGraphLaunch": (_POINTER, _POINTER),
-    "cuGraphDestroy": (_POINTER,),
-    "cuGraphExecDestroy": (_POINTER,),
-    "cuEventCreate": (ctypes.POINTER(_POINTER), _UINT),
-    "cuEventRecord": (_POINTER, _POINTER),
-    "cuEventSynchronize": (_POINTER,),
-    "cuEventElapsedTime": (ctypes.POINTER(ctypes.c_float), _POINTER, _POINTER),
-    "cuEventDestroy_v2": (_POINTER,),
-}
-"""Entry point -> C types of its arguments; every one returns a CUresult."""
+STREAM_LEGACY, STREAM_PER_THREAD = 0, 2
+"""The default stream, and CU_STREAM_PER_THREAD: one handle that means another stream in every thread."""
+_NON_BLOCKING, _DISABLE_TIMING, _THREAD_LOCAL, _RELAXED = 1, 2, 1, 2
+_MAX_DYNAMIC_SHARED = 8
+"""CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES. The carveout (attribute 9) stays the driver's choice: by default it
+configures what the blocks of the launched kernel need.
+"""
+_CLOCK, _PROCESSORS, _L2_BYTES, _MAJOR, _MINOR, _SHARED_OPTIN = 13, 16, 38, 75, 76, 97
+"""CU_DEVICE_ATTRIBUTE_..."""
+_ERROR_LOG, _ERROR_LOG_BYTES = 5, 6
+"""CU_JIT_ERROR_LOG_BUFFER and its size."""
+_LOG_BYTES = 8192
+NOT_READY = 600
 
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU."""
+    """One GPU.
+
+    Parameters
+    ----------
+    index : int
+        As torch and CUDA_VISIBLE_DEVICES count.
+    name : str
+    number : int
+        Compute capability: 86 for sm_86.
+    handle : int
+        The driver's CUdevice.
+    multiprocessors, clock_khz, l2_bytes : int
+        `clock_khz` is the usual boost clock, not what it runs at now.
+    shared_bytes : int
+        Shared memory that one block may ask for.
+    """
 
     index: int
     name: str
     number: int
-    """Compute capability: 86 for sm_86."""
+    handle: int
+    multiprocessors: int
+    clock_khz: int
+    l2_bytes: int
+    shared_bytes: int
 
 
 class Driver:
-    """The loaded driver; methods raise `ArtifactError` with the driver's own words where a call fails."""
+    """The loaded driver; methods raise `DriverError` with the driver's own words where a call fails."""
 
     _opened: dict[str, Driver] = {}  # noqa: RUF012  (one driver per library and process)
+    _is_forked = False
 
     def __init__(self, library: Any) -> None:
         self._library = library
-        for name, arguments in SIGNATURES.items():
+        self._entries: dict[str, Any] = {}
+        known = {name: arguments for name, arguments in OPTIONAL.items() if hasattr(library, name)}
+        for name, arguments in (SIGNATURES | known).items():
             function = getattr(library, name)
-            function.argtypes, function.restype = arguments, _INT
-        self._current: set[int] = set()
+            function.argtypes, function.restype = arguments, INT
+            self._entries[name] = function
         self.call("cuInit", 0)
 
     @classmethod
@@ -103,7 +94,7 @@ class Driver:
             except OSError as error:
                 raise ArtifactError(
                     f"no CUDA driver on this machine ({LIBRARY} cannot be loaded): running needs an NVIDIA GPU and its "
-                    "driver, building and loading do not",
+                    "driver; building, loading and inspecting do not",
                     where="cuda",
                 ) from error
             try:
@@ -112,26 +103,50 @@ class Driver:
                 raise ArtifactError(f"the CUDA driver is too old, 12.0 is needed: {error}", where="cuda") from error
         return cls._opened[LIBRARY]
 
+    @classmethod
+    def _after_fork(cls) -> None:
+        cls._is_forked = bool(cls._opened)
+
     def call(self, name: str, *arguments: Any) -> None:
         """Call one entry point.
 
         Raises
         ------
-        ArtifactError
+        DriverError
             It does not return CUDA_SUCCESS.
+        ArtifactError
+            This process was forked from one that had already used the driver.
         """
-        status = int(getattr(self._library, name)(*arguments))
+        if self._is_forked:
+            raise ArtifactError(
+                "this process was forked from one that had used CUDA, where the driver does not work: start workers "
+                'with multiprocessing.get_context("spawn"), or call the module only in them',
+                where=name,
+            )
+        status = self._entries[name](*arguments)
         if status:
-            text = _TEXT()
+            text = TEXT()
             self._library.cuGetErrorString(status, ctypes.byref(text))
             reason = text.value.decode(errors="replace") if text.value else "unknown error"
-            raise ArtifactError(f"the CUDA driver reports error {status}, {reason}", where=name)
+            raise DriverError(status, explain(status, reason), name)
 
     def _handle(self, name: str, *arguments: Any) -> int:
         """Call an entry point that writes a handle through its first argument."""
-        handle = _POINTER()
+        handle = POINTER()
         self.call(name, ctypes.byref(handle), *arguments)
         return int(handle.value or 0)
+
+    def _number(self, name: str, *arguments: Any) -> int:
+        number = INT()
+        self.call(name, ctypes.byref(number), *arguments)
+        return number.value
+
+    # --- devices and contexts
+
+    def version(self) -> tuple[int, int]:
+        """Newest CUDA version that the driver supports: (12, 4)."""
+        number = self._number("cuDriverGetVersion")
+        return number // 1000, number % 1000 // 10
 
     def device(self, index: int) -> Device:
         """A GPU by number.
@@ -141,68 +156,143 @@ class Driver:
         ArtifactError
             There is no such GPU.
         """
-        count, device = _INT(), _INT()
-        self.call("cuDeviceGetCount", ctypes.byref(count))
-        if not 0 <= index < count.value:
-            raise ArtifactError(f"there is no GPU {index}; the driver sees {count.value}", where="cuda")
-        self.call("cuDeviceGet", ctypes.byref(device), index)
+        count = self._number("cuDeviceGetCount")
+        if not 0 <= index < count:
+            raise ArtifactError(f"there is no GPU {index}; the driver sees {count}", where="cuda")
+        handle = self._number("cuDeviceGet", index)
         text = ctypes.create_string_buffer(256)
-        self.call("cuDeviceGetName", text, 256, device)
-        numbers = []
-        for attribute in (COMPUTE_MAJOR, COMPUTE_MINOR):
-            value = _INT()
-            self.call("cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
-            numbers.append(value.value)
-        return Device(device.value, text.value.decode(errors="replace"), numbers[0] * 10 + numbers[1])
+        self.call("cuDeviceGetName", text, 256, handle)
+        major, minor, processors, clock, l2_bytes, shared = (
+            self._number("cuDeviceGetAttribute", attribute, handle)
+            for attribute in (_MAJOR, _MINOR, _PROCESSORS, _CLOCK, _L2_BYTES, _SHARED_OPTIN)
+        )
+        name = text.value.decode(errors="replace")
+        return Device(index, name, major * 10 + minor, handle, processors, clock, l2_bytes, shared)
 
     def context(self, device: Device) -> int:
-        """The device's primary context, which torch and others share; to be made current in every thread."""
-        return self._handle("cuDevicePrimaryCtxRetain", device.index)
+        """The device's primary context, which torch and others share; to be given back by `release`."""
+        return self._handle("cuDevicePrimaryCtxRetain", device.handle)
+
+    def release(self, device: Device) -> None:
+        """Give the primary context back; the last one to do so ends it."""
+        self.call("cuDevicePrimaryCtxRelease_v2", device.handle)
 
     def set_current(self, context: int) -> None:
-        """Make a context current in this thread."""
+        """Make a context current in this thread (0: none)."""
         self.call("cuCtxSetCurrent", context)
 
+    def enter(self, context: int) -> int:
+        """Make a context current in this thread; the one before, for `leave`.
+
+        The CUDA runtime takes its current device from the current context: one that was left behind would move the
+        caller's torch to another GPU.
+        """
+        current = self._handle("cuCtxGetCurrent")
+        if current != context:
+            self.call("cuCtxSetCurrent", context)
+        return current
+
+    def leave(self, context: int, before: int) -> None:
+        """Undo `enter`."""
+        if before != context:
+            self.call("cuCtxSetCurrent", before)
+
+    @contextlib.contextmanager
+    def using(self, context: int) -> Iterator[None]:
+        """`enter` and `leave`, and free to allocate and load although somebody is recording a graph elsewhere."""
+        before = self.enter(context)
+        mode = INT(_RELAXED)
+        self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+        try:
+            yield
+        finally:
+            self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+            self.leave(context, before)
+
+    # --- memory
+
     def allocate(self, size: int) -> int:
-        """Device memory, at least one byte; its address."""
-        address = _U64()
-        self.call("cuMemAlloc_v2", ctypes.byref(address), max(size, 1))
+        """Device memory, at least one byte; its address.
+
+        Raises
+        ------
+        DriverError
+            There is not enough; says how much there is.
+        """
+        address = U64()
+        try:
+            self.call("cuMemAlloc_v2", ctypes.byref(address), max(size, 1))
+        except DriverError as error:
+            if error.status != OUT_OF_MEMORY:
+                raise
+            free, total = SIZE(), SIZE()
+            self.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+            raise DriverError(
+                error.status,
+                f"{size:,} bytes of device memory are needed, {free.value:,} of {total.value:,} are free: build for a "
+                "smaller batch, or free what other programs hold",
+                "cuMemAlloc_v2",
+            ) from error
         return int(address.value)
 
     def free(self, address: int) -> None:
-        """Give memory back."""
+        """Give memory back; waits for the device."""
         self.call("cuMemFree_v2", address)
 
+    def allocate_host(self, size: int) -> int:
+        """Page-locked host memory: copies from and to it run beside the host, at full speed."""
+        return self._handle("cuMemHostAlloc", max(size, 1), 0)
+
     def to_device(self, address: int, host: int, size: int, stream: int) -> None:
-        """Copy from host memory."""
+        """Copy from host memory. Page-locked memory must stay as it is until the copy is done; other memory has been
+        read when this returns.
+        """
         self.call("cuMemcpyHtoDAsync_v2", address, host, size, stream)
 
     def to_host(self, host: int, address: int, size: int, stream: int) -> None:
-        """Copy to host memory."""
+        """Copy to host memory; complete when the stream is."""
         self.call("cuMemcpyDtoHAsync_v2", host, address, size, stream)
 
     def on_device(self, to: int, source: int, size: int, stream: int) -> None:
         """Copy between device memories."""
         self.call("cuMemcpyDtoDAsync_v2", to, source, size, stream)
 
+    def fill(self, address: int, value: int, size: int, stream: int) -> None:
+        """Set every byte of device memory."""
+        self.call("cuMemsetD8Async", address, value, size, stream)
+
+    # --- modules and launches
+
     def module(self, binary: bytes) -> int:
-        """Load a fatbinary, cubin or PTX."""
-        return self._handle("cuModuleLoadData", ctypes.cast(ctypes.c_char_p(binary), _POINTER))
+        """Load a fatbinary, cubin or PTX (whose text ends with a zero: bytes objects have one behind them).
+
+        Raises
+        ------
+        DriverError
+            With what the driver's compiler says, where it had to translate PTX.
+        """
+        log = ctypes.create_string_buffer(_LOG_BYTES)
+        options = (INT * 2)(_ERROR_LOG, _ERROR_LOG_BYTES)
+        values = (POINTER * 2)(ctypes.addressof(log), _LOG_BYTES)
+        image = ctypes.cast(ctypes.c_char_p(binary), POINTER)
+        try:
+            return self._handle("cuModuleLoadDataEx", image, 2, options, values)
+        except DriverError as error:
+            said = log.value.decode(errors="replace").strip()
+            supported = ".".join(map(str, self.version()))
+            message = f"{error.message}; the driver supports CUDA {supported}" + (f"; it says: {said}" if said else "")
+            raise DriverError(error.status, message, "cuModuleLoadDataEx") from error
 
     def function(self, module: int, name: str, shared_bytes: int = 0) -> int:
-        """A kernel of a module, allowed to use so much dynamic shared memory."""
+        """A kernel of a module, loaded onto the device and allowed to use so much dynamic shared memory."""
         function = self._handle("cuModuleGetFunction", module, name.encode())
-        if shared_bytes > STATIC_SHARED_LIMIT:
-            self.call("cuFuncSetAttribute", function, MAX_DYNAMIC_SHARED, shared_bytes)
+        if "cuFuncLoad" in self._entries:
+            # Else lazy loading would put it off to the first launch.
+            self.call("cuFuncLoad", function)
+        if shared_bytes:
+            # The default limit is 48 KiB less what the kernel declares statically.
+            self.call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED, shared_bytes)
         return function
-
-    def stream(self) -> int:
-        """A stream that does not wait for the default one."""
-        return self._handle("cuStreamCreate", NON_BLOCKING)
-
-    def synchronize(self, stream: int) -> None:
-        """Wait for everything on a stream."""
-        self.call("cuStreamSynchronize", stream)
 
     def launch(
         self,
@@ -214,42 +304,84 @@ class Driver:
         addresses: Sequence[int],
     ) -> None:
         """Launch a kernel whose parameters are all pointers."""
-        values = [_U64(address) for address in addresses]
-        pointers = (_POINTER * len(values))(*(ctypes.addressof(value) for value in values))
+        values = (U64 * len(addresses))(*addresses)
+        start = ctypes.addressof(values)
+        pointers = (POINTER * len(addresses))(*range(start, start + 8 * len(addresses), 8))
         self.call("cuLaunchKernel", function, *grid, *block, shared_bytes, stream, pointers, None)
 
-    def begin_capture(self, stream: int) -> None:
-        """From now on, what is put on the stream is recorded and not run."""
-        self.call("cuStreamBeginCapture_v2", stream, CAPTURE_THREAD_LOCAL)
+    # --- graphs
 
-    def end_capture(self, stream: int) -> int:
-        """What was recorded, ready to launch."""
-        graph = _POINTER()
-        self.call("cuStreamEndCapture", stream, ctypes.byref(graph))
-        try:
-            return self._handle("cuGraphInstantiateWithFlags", graph, DEFAULT)
-        finally:
-            self.call("cuGraphDestroy", graph)
+    def graph(self) -> int:
+        """An empty graph."""
+        return self._handle("cuGraphCreate", 0)
 
-    def launch_graph(self, graph: int, stream: int) -> None:
-        """Run a recorded graph."""
-        self.call("cuGraphLaunch", graph, stream)
+    def add_kernel(self, graph: int, after: int | None, kernel: KernelNode) -> int:
+        """A launch that follows node `after`; its node. Parameters are copied."""
+        dependencies = (POINTER * 1)(after) if after is not None else None
+        return self._handle(
+            "cuGraphAddKernelNode_v2", graph, dependencies, int(after is not None), ctypes.byref(kernel)
+        )
 
-    def destroy_graph(self, graph: int) -> None:
-        """Forget a recorded graph."""
-        self.call("cuGraphExecDestroy", graph)
+    def instantiate(self, graph: int) -> int:
+        """The graph, ready to launch."""
+        return self._handle("cuGraphInstantiateWithFlags", graph, 0)
 
-    def event(self) -> int:
-        """An event that takes the time."""
-        return self._handle("cuEventCreate", DEFAULT)
+    def set_kernel(self, executable: int, node: int, kernel: KernelNode) -> None:
+        """Change a node for launches to come; those under way are not affected."""
+        self.call("cuGraphExecKernelNodeSetParams_v2", executable, node, ctypes.byref(kernel))
+
+    def upload_graph(self, executable: int, stream: int) -> None:
+        """Bring a graph to the device ahead of its first launch."""
+        self.call("cuGraphUpload", executable, stream)
+
+    def launch_graph(self, executable: int, stream: int) -> None:
+        """Run a graph; a stream that is being recorded does not take one."""
+        self.call("cuGraphLaunch", executable, stream)
+
+    # --- streams and events
+
+    def stream(self) -> int:
+        """A stream that does not wait for the default one."""
+        return self._handle("cuStreamCreate", _NON_BLOCKING)
+
+    def synchronize(self, stream: int) -> None:
+        """Wait for everything on a stream."""
+        self.call("cuStreamSynchronize", stream)
+
+    def is_capturing(self, stream: int) -> bool:
+        """Whether what is put on a stream is recorded into somebody's graph."""
+        return self._number_after("cuStreamIsCapturing", stream) != 0
+
+    def _number_after(self, name: str, handle: int) -> int:
+        number = INT()
+        self.call(name, handle, ctypes.byref(number))
+        return number.value
+
+    def event(self, *, has_time: bool = True) -> int:
+        """An event; without a time it is cheaper to wait for."""
+        return self._handle("cuEventCreate", 0 if has_time else _DISABLE_TIMING)
 
     def record(self, event: int, stream: int) -> None:
-        """Note the time at this point of a stream."""
+        """Note this point of a stream."""
         self.call("cuEventRecord", event, stream)
 
     def wait(self, stream: int, event: int) -> None:
-        """The stream goes on when the event has happened."""
-        self.call("cuStreamWaitEvent", stream, event, DEFAULT)
+        """The stream goes on when the event as last recorded has happened."""
+        self.call("cuStreamWaitEvent", stream, event, 0)
+
+    def wait_here(self, event: int) -> None:
+        """Wait for an event in this thread."""
+        self.call("cuEventSynchronize", event)
+
+    def has_happened(self, event: int) -> bool:
+        """Whether an event has happened."""
+        try:
+            self.call("cuEventQuery", event)
+        except DriverError as error:
+            if error.status != NOT_READY:
+                raise
+            return False
+        return True
 
     def milliseconds(self, start: int, stop: int) -> float:
         """Time between two events; waits for the second."""
@@ -261,3 +393,7 @@ class Driver:
     def destroy_event(self, event: int) -> None:
         """Give an event back."""
         self.call("cuEventDestroy_v2", event)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Driver._after_fork)

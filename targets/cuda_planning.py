@@ -126,7 +126,8 @@ def plan(mod: Any, functions: Mapping[str, CudaFunction]) -> Plan:
     types = list(result.ty.fields) if isinstance(result.ty, relax.TupleType) else [result.ty]
     for value in flat:
         if isinstance(value, Buffer):
-            value.last = len(planner.steps)
+            # Memory of its own: at run time the caller's can take its place.
+            value.first, value.last = 0, len(planner.steps)
     arena = assign_offsets(planner.buffers)
     return Plan(
         launches=tuple(launch for step in planner.steps for launch in _launches(step)),

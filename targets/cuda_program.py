@@ -115,13 +115,16 @@ def best_program(programs: Iterable[CudaProgram], number: int) -> CudaProgram | 
     """The program that runs best on compute capability `number`; None where none runs.
 
     Machine code runs on its own architecture and on later ones of the same generation (sm_80 on sm_86), PTX on any
-    later one.
+    later one; what was compiled for sm_90a runs on sm_90 alone, for sm_100f within its generation.
     """
-    runnable = [
-        program
-        for program in programs
-        if program.number <= number and (program.number // 10 == number // 10 or program.has_ptx)
-    ]
+
+    def is_runnable(program: CudaProgram) -> bool:
+        if program.arch.endswith("a"):
+            return program.number == number
+        is_same_generation = program.number // 10 == number // 10
+        return program.number <= number and (is_same_generation or (program.has_ptx and not program.arch.endswith("f")))
+
+    runnable = [program for program in programs if is_runnable(program)]
     return max(runnable, key=lambda program: program.number, default=None)
 
 
