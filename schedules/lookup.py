@@ -16,31 +16,31 @@ from lpsn_tvm.schedules.views import View, compute
 def lookup(maker: Maker, inputs: Inputs, constants: Constants, attrs: Attrs) -> Kernel | None:
     """Kernel of `lpsn.lookup` with a constant table: `table[q - qmin]`."""
     table = byte_table(inputs[0], constants, attrs)
-    if table is None:
-        return None
-    data = inputs[0]
-    out = TensorSpec(data.shape, str(table.dtype), data.block)
-
-    def define(q: View, t: Any) -> Any:
-        return compute(out, lambda *i: t[_byte(q(*i))])
-
-    return maker.kernel("lookup", (data,), (table,), out, define, kind="lookup")
+    return None if table is None else _looked_up(maker, "lookup", inputs[0], table)
 
 
 def channel_lookup(maker: Maker, inputs: Inputs, constants: Constants, attrs: Attrs) -> Kernel | None:
     """Kernel of `lpsn.channel_lookup`: one table per channel."""
-    table = byte_table(inputs[0], constants, attrs)
+    data, table = inputs[0], byte_table(inputs[0], constants, attrs)
     if table is None:
         return None
-    data = inputs[0]
-    out = TensorSpec(data.shape, str(table.dtype), data.block)
     wide = np.zeros((data.blocks * data.block if data.block else data.shape[1], 256), table.dtype)
     wide[: table.shape[0]] = table
+    return _looked_up(maker, "channel_lookup", data, wide)
+
+
+def _looked_up(maker: Maker, name: str, data: TensorSpec, table: Array) -> Kernel:
+    """One table for all channels, or one for each."""
+    out = TensorSpec(data.shape, str(table.dtype), data.block)
 
     def define(q: View, t: Any) -> Any:
-        return compute(out, lambda n, c, *rest: t[c, _byte(q(n, c, *rest))])
+        def value(*index: Any) -> Any:
+            byte = q(*index).astype("int32") & 255
+            return t[byte] if table.ndim == 1 else t[index[1], byte]
 
-    return maker.kernel("channel_lookup", (data,), (wide,), out, define, kind="lookup")
+        return compute(out, value)
+
+    return maker.kernel(name, (data,), (table,), out, define, kind="lookup")
 
 
 def byte_table(data: TensorSpec, constants: Constants, attrs: Attrs) -> Array | None:
@@ -53,7 +53,3 @@ def byte_table(data: TensorSpec, constants: Constants, attrs: Attrs) -> Array | 
     every_byte = np.arange(256, dtype=np.uint8).view(data.dtype).astype(np.int32)
     index = np.clip(every_byte - int(attrs["qmin"]), 0, table.shape[-1] - 1)
     return np.ascontiguousarray(table[..., index])
-
-
-def _byte(q: Any) -> Any:
-    return q.astype("int32") & 255

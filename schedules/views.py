@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from lpsn_tvm.schedules.kernel import TensorSpec
+from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 
 
 class View:
@@ -84,14 +84,39 @@ def prim_func(tensors: Sequence[Any]) -> Any:
     return te.create_prim_func(list(tensors)).with_attrs({"global_symbol": "main", "op_pattern": 8})
 
 
-def function_of(inputs: Sequence[TensorSpec], constants: Sequence[Any], define: Callable[..., Any]) -> Any:
-    """TIR function of `define(views of the inputs..., TE tensors of the constants...)`, a TE tensor; unscheduled."""
-    from tvm import te
+def te_kernel(
+    key: Sequence[Hashable],
+    inputs: Sequence[TensorSpec],
+    constants: Sequence[Array],
+    out: TensorSpec,
+    define: Callable[..., Any],
+    schedule: Callable[[Any], Any],
+) -> Kernel:
+    """A kernel written in TE.
 
-    data = [placeholder(spec, f"x{i}") for i, spec in enumerate(inputs)]
-    extra = [te.placeholder(array.shape, str(array.dtype), name=f"p{i}") for i, array in enumerate(constants)]
-    views = [View(tensor, spec) for tensor, spec in zip(data, inputs, strict=True)]
-    return prim_func([*data, *extra, define(*views, *extra)])
+    Parameters
+    ----------
+    key : sequence of hashable
+        The kernel's name, and what the code depends on beside layouts and shapes.
+    inputs, constants, out :
+        What the kernel reads and writes.
+    define : callable (views of the inputs..., TE tensors of the constants...) -> TE tensor
+        The computation.
+    schedule : callable (PrimFunc) -> PrimFunc
+        The loops.
+    """
+
+    def build() -> Any:
+        from tvm import te
+
+        data = [placeholder(spec, f"x{i}") for i, spec in enumerate(inputs)]
+        extra = [te.placeholder(array.shape, str(array.dtype), name=f"p{i}") for i, array in enumerate(constants)]
+        views = [View(tensor, spec) for tensor, spec in zip(data, inputs, strict=True)]
+        return schedule(prim_func([*data, *extra, define(*views, *extra)]))
+
+    shapes = tuple((array.shape, str(array.dtype)) for array in constants)
+    name, *details = key
+    return Kernel(build, tuple(constants), out, (name, tuple(inputs), out, shapes, *details), tuple(inputs))
 
 
 def has_block(sch: Any, name: str) -> bool:

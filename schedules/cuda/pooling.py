@@ -19,7 +19,7 @@ from tvm.script.ir_builder import tirx as T
 from lpsn_tvm.schedules.cuda import intrinsics, tir
 from lpsn_tvm.schedules.cuda.threads import MANY, SMALL_THREADS, THREADS, element_kernel, reduction
 from lpsn_tvm.schedules.cuda.vectors import VECTOR_BYTES
-from lpsn_tvm.schedules.cuda.window_sums import axes, tap
+from lpsn_tvm.schedules.cuda.window_sums import axes, inside, tap
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.pooling import Pooling, Window
 from lpsn_tvm.schedules.views import View
@@ -173,16 +173,9 @@ class _Emitter:
         height, width = plan.data.shape[2:]
         at_y = y * window.strides[0] + row * window.dilation[0] - window.padding[0]
         at_z = z * window.strides[1] + column - window.padding[1]
-        last = (window.size[1] - 1) // plan.outputs * plan.outputs * window.strides[1] + plan.columns[-1]
-        conditions = []
-        if window.padding[0]:
-            conditions.append(at_y >= 0)
-        if window.reach[0] - window.padding[0] > height:
-            conditions.append(at_y < height)
-        if window.padding[1]:
-            conditions.append(at_z >= 0)
-        if last - window.padding[1] >= width:
-            conditions.append(at_z < width)
+        last = -(-window.size[1] // plan.outputs) * plan.outputs - plan.outputs
+        wide = last * window.strides[1] + plan.columns[-1] + 1
+        conditions = inside(window, (height, width), (at_y, at_z), (window.reach[0], wide))
         words = plan.lanes // 4 if plan.is_packed else plan.lanes
         loaded = tir.registers(words, "uint32" if plan.is_packed else "float32")
         if conditions:

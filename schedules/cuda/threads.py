@@ -9,7 +9,7 @@ from math import prod
 from typing import Any
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.views import compute, function_of
+from lpsn_tvm.schedules.views import compute, te_kernel
 
 LANES = 4
 """Bytes of one 32-bit access: a warp moves 128 contiguous bytes."""
@@ -165,13 +165,10 @@ def element_kernel(
     spreads = any(spec.shape[1:2] == (1,) for spec in inputs)
     lanes = 1 if is_gathered or spreads else lanes_of(out)
 
-    def build() -> Any:
-        func = function_of(inputs, constants, define)
-        scheduled = schedule_reduction(func, lanes, pixels) if is_reduction else schedule_elementwise(func, lanes)
-        return lowered(scheduled)
+    def schedule(func: Any) -> Any:
+        return lowered(schedule_reduction(func, lanes, pixels) if is_reduction else schedule_elementwise(func, lanes))
 
-    shapes = tuple((array.shape, str(array.dtype)) for array in constants)
-    return Kernel(build, tuple(constants), out, (name, tuple(inputs), out, shapes, pixels, *details), tuple(inputs))
+    return te_kernel((name, pixels, *details), inputs, constants, out, define, schedule)
 
 
 def common_block(*specs: TensorSpec) -> int:

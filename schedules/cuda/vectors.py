@@ -13,7 +13,7 @@ import numpy as np
 from lpsn_tvm.schedules.cuda.threads import LANES, bind, lowered, schedule_elementwise
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.maker import Kind
-from lpsn_tvm.schedules.views import function_of
+from lpsn_tvm.schedules.views import te_kernel
 
 VECTOR_BYTES = 16
 """The widest access of one thread."""
@@ -42,16 +42,14 @@ def elementwise_kernel(
     widest = VECTOR_BYTES // np.dtype(out.dtype).itemsize if kind == "move" else LANES
     lanes = 1 if spreads or kind == "program" else gcd(group, widest)
 
-    def build() -> Any:
-        func = function_of(inputs, constants, define)
+    whole = [f"x{i}" for i, spec in enumerate(inputs) if spec.shape[1:2] == out.shape[1:2]]
+
+    def schedule(func: Any) -> Any:
         if is_staged and wide is not None:
-            whole = [f"x{i}" for i, spec in enumerate(inputs) if spec.shape[1] == out.shape[1]]
             return lowered(schedule_staged(func, wide, lanes, whole))
         return lowered(schedule_elementwise(func, lanes))
 
-    shapes = tuple((array.shape, str(array.dtype)) for array in constants)
-    key = (name, tuple(inputs), out, shapes, lanes, is_staged, *details)
-    return Kernel(build, tuple(constants), out, key, tuple(inputs))
+    return te_kernel((name, lanes, is_staged, *details), inputs, constants, out, define, schedule)
 
 
 def schedule_staged(func: Any, channels: int, lanes: int, inputs: Sequence[str]) -> Any:

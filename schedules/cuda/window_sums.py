@@ -62,17 +62,22 @@ def tap(
     height, width = x.spec.shape[2:]
     at_y = y * window.strides[0] + row * window.dilation[0] - window.padding[0]
     at_z = z * window.strides[1] + column * window.dilation[1] - window.padding[1]
-    conditions = []
-    if window.padding[0]:
-        conditions.append(at_y >= 0)
-    if window.reach[0] - window.padding[0] > height:
-        conditions.append(at_y < height)
-    if window.padding[1]:
-        conditions.append(at_z >= 0)
-    if window.reach[1] - window.padding[1] > width:
-        conditions.append(at_z < width)
+    conditions = inside(window, (height, width), (at_y, at_z), window.reach)
     value = function(x(n, c, at_y, at_z))
     return tirx.if_then_else(tirx.all(*conditions), value, fill) if conditions else value
+
+
+def inside(window: Window, size: tuple[int, ...], place: tuple[Any, Any], reach: tuple[int, int]) -> list[Any]:
+    """What must hold for a row and column to lie in a tensor of that size, as far as it is not certain; `reach` is the
+    padded height and width that reads touch.
+    """
+    conditions = []
+    for axis in (0, 1):
+        if window.padding[axis]:
+            conditions.append(place[axis] >= 0)
+        if reach[axis] - window.padding[axis] > size[axis]:
+            conditions.append(place[axis] < size[axis])
+    return conditions
 
 
 def convolution_term(

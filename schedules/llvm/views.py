@@ -7,7 +7,7 @@ from typing import Any
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.maker import Kind
-from lpsn_tvm.schedules.views import function_of, has_block
+from lpsn_tvm.schedules.views import has_block, te_kernel
 
 LANES = 16
 """Channels in a block; every kernel of this folder vectorizes over them."""
@@ -90,12 +90,8 @@ def elementwise_kernel(
     """A kernel of one block without reduction; parameters as `Maker.kernel` has them."""
     # A vector gather of bytes is slower than 16 loads.
     vectorized = run in (0, LANES) and kind != "lookup"
-
-    def build() -> Any:
-        return schedule_elementwise(function_of(inputs, constants, define), out, vectorized)
-
-    shapes = tuple((array.shape, str(array.dtype)) for array in constants)
-    return Kernel(build, tuple(constants), out, (name, tuple(inputs), out, shapes, *details), tuple(inputs))
+    key = (name, *details)
+    return te_kernel(key, inputs, constants, out, define, lambda func: schedule_elementwise(func, out, vectorized))
 
 
 def offered_block(*specs: TensorSpec) -> int:
