@@ -6,7 +6,7 @@ from lpsn_tvm.schedules.cuda import block_reduction, convert, direct, direct_flo
 from lpsn_tvm.schedules.cuda.conv2d_mma import conv2d
 from lpsn_tvm.schedules.cuda.conv2d_transpose_mma import conv2d_transpose
 from lpsn_tvm.schedules.cuda.dense import dense
-from lpsn_tvm.schedules.cuda.depthwise import depthwise
+from lpsn_tvm.schedules.cuda.depthwise import depthwise, depthwise_transpose
 from lpsn_tvm.schedules.cuda.maker import MAKER
 from lpsn_tvm.schedules.rules import rules
 
@@ -17,7 +17,7 @@ RULES = rules(
         "lpsn.quantize": (convert.quantize,),
         "lpsn.dequantize": (convert.dequantize,),
         "lpsn.conv2d": (depthwise, direct.depthwise, conv2d, direct.conv2d),
-        "lpsn.conv2d_transpose": (conv2d_transpose, direct.conv2d_transpose),
+        "lpsn.conv2d_transpose": (depthwise_transpose, conv2d_transpose, direct.conv2d_transpose),
         "lpsn.dense": (dense, direct.dense),
         # floats
         "lpsn.float_conv2d": (direct_float.float_conv2d,),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm.schedules.cuda.conv2d_mma import is_supported
+from lpsn_tvm.schedules.cuda.conv2d_transpose_mma import phased_constants
 from lpsn_tvm.schedules.cuda.depthwise_core import convolution
 from lpsn_tvm.schedules.cuda.depthwise_plan import (
     COLUMNS,
@@ -23,9 +24,10 @@ from lpsn_tvm.schedules.cuda.depthwise_plan import (
     features,
     registers_of,
 )
+from lpsn_tvm.schedules.cuda.geometry import Interleave
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
 from lpsn_tvm.schedules.cuda.weights import parameters
-from lpsn_tvm.schedules.cuda.window_sums import convolution_window
+from lpsn_tvm.schedules.cuda.window_sums import convolution_window, transposed_window
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.template import Config, Template
 
@@ -65,12 +67,11 @@ def depthwise(
         dilation=window.dilation,
         pads=window.padding,
         has_residual=len(inputs) == 2,
-        tile=tile or DepthwiseTile(1, 1),
+        tile=DepthwiseTile(1, 1),
         group=group,
     )
-    if tile is not None:
-        return make_kernel(geometry, constants, attrs, (data, out))
-    return make_template(geometry, isa, constants, attrs, (data, out)).kernel()
+    made = make_template(geometry, isa, constants, attrs, (data, out))
+    return made.make(asdict(tile)) if tile else made.kernel()
 
 
 def block_of(channels: int) -> int:
@@ -83,6 +84,54 @@ def choose_tile(geometry: DepthwiseGeometry, isa: CudaIsa) -> DepthwiseTile:
     fitting = [replace(geometry, tile=tile) for tile in candidates(geometry.out_size)]
     small = [g for g in fitting if registers_of(g) <= MOST_REGISTERS] or fitting[:1]
     return min(small, key=lambda g: estimate(g, isa)).tile
+
+
+def depthwise_transpose(
+    inputs: tuple[TensorSpec, ...],
+    constants: Mapping[str, Array],
+    attrs: Mapping[str, Any],
+    isa: CudaIsa,
+    tile: DepthwiseTile | None = None,
+) -> Kernel | None:
+    """Kernel of `quant.conv2d_transpose` with as many output as input channels in groups of 1, 2 or 4 and without
+    dilation: a convolution per position within a stride, all of the same words; `tile` overrides the choice.
+    """
+    data, weight = inputs[0], constants.get("weight")
+    if weight is None or data.dtype not in ("uint8", "int8") or tuple(attrs.get("dilation", (1, 1))) != (1, 1):
+        return None
+    group, groups, channels = weight.shape[1], int(attrs.get("groups", 1)), data.shape[1]
+    if group not in (1, 2, 4) or groups * group != channels or len(inputs) != 1:
+        return None
+    window = transposed_window(data.shape, weight.shape[2:], attrs)
+    data = data.with_block(BLOCK)
+    out = TensorSpec((*data.shape[:2], *window.size), str(attrs.get("out_dtype", "uint8")), BLOCK)
+    if not is_supported(inputs, out):
+        return None
+    (kh, kw), (sy, sx), crop = window.kernel, window.strides, window.padding
+    # [groups, input, output channel of a group, ...] -> [input channel of a group, output channel, ...]
+    split = weight.reshape(groups, group, group, kh, kw).transpose(1, 0, 2, 3, 4).reshape(group, channels, kh, kw)
+    phased = phased_constants({**constants, "weight": split}, (sy, sx), out.blocks, int(attrs.get("x_zero_point", 0)))
+    taps = (-(-kh // sy), -(-kw // sx))
+    geometry = DepthwiseGeometry(
+        batch=data.shape[0],
+        blocks=data.blocks,
+        block=BLOCK,
+        in_size=(data.shape[2], data.shape[3]),
+        # Windows that begin before the image too: cropping decides what is written.
+        out_size=(-(-(window.size[0] + crop[0]) // sy), -(-(window.size[1] + crop[1]) // sx)),
+        in_dtype=data.dtype,
+        out_dtype=out.dtype,
+        kernel=taps,
+        strides=(1, 1),
+        dilation=(1, 1),
+        pads=(taps[0] - 1, taps[1] - 1),
+        has_residual=False,
+        tile=DepthwiseTile(1, 1),
+        group=group,
+        interleave=Interleave((sy, sx), crop, window.size),
+    )
+    made = make_template(geometry, isa, phased, attrs, (data, out))
+    return made.make(asdict(tile)) if tile else made.kernel()
 
 
 def make_template(
@@ -118,18 +167,25 @@ _SMALLEST = {"columns": 1, "rows": 1}
 """Always allowed: however large the window, something has to compute it."""
 
 
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What JSON made lists of."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
 def remake(workload: Mapping[str, Any]) -> Template:
     """The template of a workload, with constants of zeros."""
-    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in workload["geometry"].items()}
+    given = _tuples(workload["geometry"])
+    if given["interleave"] is not None:
+        given["interleave"] = Interleave(**_tuples(given["interleave"]))
     geometry = DepthwiseGeometry(**given, tile=DepthwiseTile(1, 1))
     g, channels = geometry, geometry.blocks * geometry.block
     constants: dict[str, Array] = {
-        "weight": np.zeros((channels, g.group, *g.kernel), np.int8),
-        "bias": np.zeros(channels, np.int32),
-        "scale": np.ones(channels, np.float32),
+        "weight": np.zeros((g.phases * channels, g.group, *g.kernel), np.int8),
+        "bias": np.zeros(g.phases * channels, np.int32),
+        "scale": np.ones(g.phases * channels, np.float32),
     }
     data = TensorSpec((g.batch, channels, *g.in_size), g.in_dtype, g.block)
-    out = TensorSpec((g.batch, channels, *g.out_size), g.out_dtype, g.block)
+    out = TensorSpec((g.batch, channels, *g.out_shape[2:4]), g.out_dtype, g.block)
     return make_template(geometry, CudaIsa(**workload["isa"]), constants, {}, (data, out))
 
 
@@ -139,13 +195,15 @@ def make_kernel(
     attrs: Mapping[str, Any],
     specs: tuple[TensorSpec, TensorSpec],
 ) -> Kernel:
-    """The kernel of a geometry; `specs` are input and output."""
+    """The kernel of a geometry; `specs` are input and output. With phases, constants are those of
+    `conv2d_transpose_mma.phased_constants`.
+    """
     data, out = specs
     floats, integers, padding = parameters(attrs, data.dtype, 0)
     packed = (
         pack_weight(constants["weight"], geometry),
-        _per_channel(constants["bias"], "int32", out),
-        _per_channel(constants["scale"], "float32", out),
+        _per_channel(constants, "bias", "int32", geometry),
+        _per_channel(constants, "scale", "float32", geometry),
         floats,
         integers,
         np.full(geometry.padding_shape, padding[0], data.dtype),
@@ -154,23 +212,26 @@ def make_kernel(
     return Kernel(lambda: convolution(geometry), packed, out, ("depthwise", geometry), wanted)
 
 
-def _per_channel(values: Array, dtype: str, out: TensorSpec) -> Array:
-    full = np.zeros(out.blocks * out.block, dtype)
-    full[: out.shape[1]] = np.broadcast_to(np.asarray(values).reshape(-1), (out.shape[1],))
-    return full.reshape(out.blocks, out.block)
+def _per_channel(constants: Mapping[str, Array], name: str, dtype: str, geometry: DepthwiseGeometry) -> Array:
+    """One value, or one per channel, in blocks; zero beyond the channels."""
+    count = constants["weight"].shape[0]
+    full = np.zeros(geometry.parameter_shape, dtype)
+    full.reshape(-1)[:count] = np.broadcast_to(np.asarray(constants[name]).reshape(-1), (count,))
+    return full
 
 
 def pack_weight(weight: Array, geometry: DepthwiseGeometry) -> Array:
-    """int8[C, channels of a group, kh, kw] -> int8[blocks, kw * sets of weights, channels, 4].
+    """int8[phases * C, channels of a group, kh, kw] -> int8[phases * blocks, kw * sets of weights, channels, 4].
 
     A word of three or four rows holds them in order. One of two rows holds them twice, for an even and an odd channel
     (the other's weights are zero), one of one row holds four channels.
     """
     g = geometry
-    full = np.zeros((g.blocks * g.block, g.group, *g.kernel), np.int8)
+    blocks = g.phases * g.blocks
+    full = np.zeros((blocks * g.block, g.group, *g.kernel), np.int8)
     full[: weight.shape[0]] = weight
-    split = full.reshape(g.blocks, g.block, g.group, *g.kernel)
-    packed = np.zeros((g.blocks, g.kernel[1], len(g.plan.factors), g.block, WORD), np.int8)
+    split = full.reshape(blocks, g.block, g.group, *g.kernel)
+    packed = np.zeros((blocks, g.kernel[1], len(g.plan.factors), g.block, WORD), np.int8)
     for at, (taps, half) in enumerate(g.plan.factors):
         for i, tap in enumerate(taps):
             for member in range(g.group if tap is not None else 0):

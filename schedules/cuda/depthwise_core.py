@@ -17,7 +17,7 @@ from tvm.script.ir_builder import tirx as T
 from lpsn_tvm.schedules.cuda import intrinsics
 from lpsn_tvm.schedules.cuda.depthwise_plan import CHANNELS, HALVES, WORD, DepthwiseGeometry, Use
 from lpsn_tvm.schedules.cuda.epilogue import Epilogue
-from lpsn_tvm.schedules.cuda.tir import call, launch, pointer, prim_func, registers, store, unravel, when
+from lpsn_tvm.schedules.cuda.tir import call, launch, pointer, prim_func, registers, rolled, store, unravel, when
 
 Words = Callable[[Use, int, int], Any]
 """(use, index of the input column, channel) -> the register that holds what the channel multiplies."""
@@ -33,8 +33,8 @@ def convolution(geometry: DepthwiseGeometry) -> Any:
         arguments.append(("residual", g.out_shape, g.out_dtype))
     arguments += [
         ("weight", g.weight_shape, "int8"),
-        ("bias", (g.blocks, g.block), "int32"),
-        ("scale", (g.blocks, g.block), "float32"),
+        ("bias", g.parameter_shape, "int32"),
+        ("scale", g.parameter_shape, "float32"),
         ("floats", (4,), "float32"),
         ("integers", (4,), "int32"),
         ("padding", g.padding_shape, g.in_dtype),
@@ -79,22 +79,46 @@ def _thread(
     raw = _load(g, data, padding, image, (top - g.pads[0], left - g.pads[1]), channel)
     words = _transpose(g, raw)
     block = T.truncmod(image, g.blocks) if g.batch > 1 else image
+    if g.interleave is None:
+        _outputs(g, words, weight, epilogue, place, block, channel, (0, 0))
+        return
+    with rolled(g.phases) as phase:
+        shift = unravel(phase, *g.interleave.strides)
+        _outputs(g, words, weight, epilogue, place, phase * g.blocks + block, channel, (shift[0], shift[1]))
+
+
+def _outputs(
+    g: DepthwiseGeometry, words: Words, weight: Any, epilogue: Epilogue, place: list[Any], block: Any, channel: Any,
+    phase: tuple[Any, Any],
+) -> None:  # fmt: skip
+    """The pixels of one phase; `block` says which weights."""
     epilogue.load(block * g.block + channel)
-    sums = registers(g.tile.rows * g.tile.columns * CHANNELS)
-    for i in range(g.tile.rows * g.tile.columns * CHANNELS):
+    size = g.tile.rows * g.tile.columns
+    sums = registers(size * CHANNELS)
+    for i in range(size * CHANNELS):
         store(sums, i, epilogue.bias_values[i % CHANNELS])
     _multiply(g, sums, words, weight, block * (g.weight_shape[1] * g.block) + channel)
-    height, width = g.out_size
-    for y in range(g.tile.rows):
-        for x in range(g.tile.columns):
-            row, column = strip_y * g.tile.rows + y, strip_x * g.tile.columns + x
-            inside: Any = True if height % g.tile.rows == 0 else row < height
-            if width % g.tile.columns:
-                inside = column < width if inside is True else T.And(inside, column < width)
-            with when(inside):
-                at = (y * g.tile.columns + x) * CHANNELS
-                to = ((image * height + row) * width + column) * g.block + channel
-                epilogue.finish([sums[at + i] for i in range(CHANNELS)], to, has_bias=True)
+    for i in range(size):
+        at, inside = _pixel(g, place, divmod(i, g.tile.columns), phase)
+        with when(inside):
+            epilogue.finish([sums[i * CHANNELS + c] for c in range(CHANNELS)], at * g.block + channel, has_bias=True)
+
+
+def _pixel(g: DepthwiseGeometry, place: list[Any], within: tuple[int, int], phase: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Where a pixel of a thread lies in the output, and whether it does."""
+    image, *strips = place
+    position, inside = [], True
+    for i, (strip, size) in enumerate(zip(strips, (g.tile.rows, g.tile.columns), strict=True)):
+        at = strip * size + within[i]
+        if g.interleave is not None:
+            at = at * g.interleave.strides[i] + phase[i] - g.interleave.crop[i]
+            within_image = T.And(at >= 0, at < g.interleave.size[i])
+            inside = within_image if inside is True else T.And(inside, within_image)
+        elif g.out_size[i] % size:
+            inside = at < g.out_size[i] if inside is True else T.And(inside, at < g.out_size[i])
+        position.append(at)
+    height, width = g.out_shape[2:4]
+    return (image * height + position[0]) * width + position[1], inside
 
 
 def _load(g: DepthwiseGeometry, data: Any, padding: Any, image: Any, origin: tuple[Any, Any], channel: Any) -> Any:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, prod
 
+from lpsn_tvm.schedules.cuda.geometry import Interleave
 from lpsn_tvm.schedules.cuda.isa import WARP, CudaIsa
 
 CHANNELS = 8
@@ -154,6 +155,9 @@ class DepthwiseGeometry:
     tile : DepthwiseTile
     group : int
         Channels of a group, input and output: 1, 2, 4 or 8.
+    interleave : Interleave or None
+        Transposed convolutions: `out_size` counts windows, each of which has a pixel per phase, with weights, bias and
+        scale of its own.
     """
 
     batch: int
@@ -170,6 +174,7 @@ class DepthwiseGeometry:
     has_residual: bool
     tile: DepthwiseTile
     group: int = 1
+    interleave: Interleave | None = None
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -179,7 +184,18 @@ class DepthwiseGeometry:
     @property
     def out_shape(self) -> tuple[int, ...]:
         """Shape of the output in memory."""
-        return (self.batch, self.blocks, *self.out_size, self.block)
+        size = self.out_size if self.interleave is None else self.interleave.size
+        return (self.batch, self.blocks, *size, self.block)
+
+    @property
+    def phases(self) -> int:
+        """Sets of weights: pixels of a window."""
+        return 1 if self.interleave is None else self.interleave.phases
+
+    @property
+    def parameter_shape(self) -> tuple[int, int]:
+        """Shape of bias and scale in memory."""
+        return (self.phases * self.blocks, self.block)
 
     @property
     def images(self) -> int:
@@ -251,7 +267,7 @@ class DepthwiseGeometry:
     @property
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the packed weight: channel blocks, filter columns and sets of weights, channels, bytes of a word."""
-        return (self.blocks, self.kernel[1] * len(self.plan.factors), self.block, WORD)
+        return (self.phases * self.blocks, self.kernel[1] * len(self.plan.factors), self.block, WORD)
 
     @property
     def padding_shape(self) -> tuple[int, int]:
@@ -267,8 +283,9 @@ def instructions(g: DepthwiseGeometry) -> int:
     weights = len(plan.factors) * HALVES * g.kernel[1]
     # An output that may not exist is asked whether it does.
     is_ragged = g.out_size[0] % g.tile.rows or g.out_size[1] % g.tile.columns
-    outputs_and_checks = outputs * (CHANNELS * 6 + (12 if is_ragged else 6))
-    return loads + plan.permutes * HALVES * len(g.columns) + products + weights + outputs_and_checks + 60
+    outputs_and_checks = outputs * (CHANNELS * 6 + (12 if is_ragged or g.interleave else 6))
+    per_phase = products + weights + outputs_and_checks
+    return loads + plan.permutes * HALVES * len(g.columns) + g.phases * per_phase + 60
 
 
 def registers_of(g: DepthwiseGeometry) -> int:
@@ -327,6 +344,6 @@ def features(g: DepthwiseGeometry, isa: CudaIsa) -> tuple[float, ...]:
         float(instructions(g)),
         float(registers_of(g)),
         blocks / isa.multiprocessors,
-        blocks * g.threads * g.tile.columns * g.tile.rows * CHANNELS / prod(g.out_shape),
+        blocks * g.threads * g.tile.columns * g.tile.rows * CHANNELS * g.phases / prod(g.out_shape),
         estimate(g, isa),
     )

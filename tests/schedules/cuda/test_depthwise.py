@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lpsn_tvm import quant
 from lpsn_tvm.schedules.cuda import depthwise_core
-from lpsn_tvm.schedules.cuda.depthwise import depthwise
+from lpsn_tvm.schedules.cuda.depthwise import depthwise, depthwise_transpose
 from lpsn_tvm.schedules.cuda.depthwise_plan import DepthwiseTile, plan_words
 from lpsn_tvm.schedules.cuda.isa import ARCHITECTURES
 from lpsn_tvm.schedules.kernel import Kernel, TensorSpec
@@ -136,6 +136,49 @@ def test_order_of_threads_does_not_matter(order: str) -> None:
     check(CASES["stride 2, ragged"], order=order)
 
 
+def check_transposed(
+    shape: tuple[int, ...], kernel: tuple[int, int], group: int, shape_attrs: dict[str, Any], tile: Any = None
+) -> Kernel:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, shape).astype(np.uint8)
+    constants = {
+        "weight": rng.integers(-128, 128, (shape[1], group, *kernel)).astype(np.int8),
+        "bias": rng.integers(-500, 500, shape[1]).astype(np.int32),
+        "scale": rng.uniform(1e-3, 3e-3, shape[1]).astype(np.float32),
+    }
+    attrs = {"groups": shape[1] // group, "x_zero_point": 120, "out_zero_point": 61, "qmin": 0, "qmax": 255}
+    attrs |= {"out_dtype": "uint8", **shape_attrs}
+    made = depthwise_transpose((TensorSpec(shape, "uint8", 32),), constants, attrs, ARCHITECTURES[ARCH], tile)
+    assert made is not None
+    want = quant.conv2d_transpose(x, *constants.values(), **attrs)
+    assert want.min() < want.max()
+    np.testing.assert_array_equal(run_kernel(made, [x], ARCH), want)
+    return made
+
+
+TRANSPOSED: dict[str, Any] = {
+    "doubled": ((2, 40, 5, 6), (4, 4), 1, {"strides": (2, 2), "padding": (1, 1, 1, 1)}, tile(2, 2)),
+    "uneven": (
+        (1, 33, 4, 5),
+        (3, 2),
+        1,
+        {"strides": (2, 3), "padding": (1, 0, 0, 1), "output_padding": (1, 0)},
+        tile(2, 1),
+    ),
+    "not strided": ((1, 32, 5, 5), (3, 3), 1, {"strides": (1, 1), "padding": (1, 1, 1, 1)}),
+    "groups of 4": ((1, 24, 5, 4), (2, 2), 4, {"strides": (2, 2), "padding": (0, 0, 0, 0)}),
+    "fourfold": ((1, 32, 3, 3), (8, 8), 1, {"strides": (4, 4), "padding": (2, 2, 2, 2)}),
+}
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_transposed(name: str) -> None:
+    kernel = check_transposed(*TRANSPOSED[name])
+    if kernel.template is not None:
+        again = remake("depthwise", json.loads(json.dumps(kernel.template.workload)))
+        assert again.kernel().key == kernel.key
+
+
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
 @given(data=st.data())
@@ -239,6 +282,22 @@ def test_machine_code(arch: str) -> None:
     found, outputs = _counted(Case((8, 96, 112, 112), tile=DepthwiseTile(8, 2)), arch)
     assert found.dot_products == 3 * outputs
     assert sum(found.opcodes.values()) < 12.5 * outputs
+    assert (found.spill_bytes, found.stack_bytes, found.local_memory) == (0, 0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
+def test_machine_code_of_transposed(arch: str) -> None:
+    cuda_sass.require_tools()
+    constants = {
+        "weight": np.ones((64, 1, 4, 4), np.int8),
+        "bias": np.zeros(64, np.int32),
+        "scale": np.ones(64, np.float32),
+    }
+    attrs = {"strides": (2, 2), "padding": (1, 1, 1, 1), "groups": 64}
+    made = depthwise_transpose((TensorSpec((8, 64, 56, 56), "uint8", 32),), constants, attrs, ARCHITECTURES[arch])
+    assert made is not None
+    (found,) = cuda_sass.kernel_code(cuda_source({"transposed": made.build()}, arch).source, arch).values()
     assert (found.spill_bytes, found.stack_bytes, found.local_memory) == (0, 0, 0)
 
 
