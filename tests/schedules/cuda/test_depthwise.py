@@ -173,10 +173,11 @@ TRANSPOSED: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", TRANSPOSED)
 def test_transposed(name: str) -> None:
-    kernel = check_transposed(*TRANSPOSED[name])
-    if kernel.template is not None:
-        again = remake("depthwise", json.loads(json.dumps(kernel.template.workload)))
-        assert again.kernel().key == kernel.key
+    made = check_transposed(*TRANSPOSED[name])
+    template = made.template
+    assert template is not None
+    again = remake("depthwise", json.loads(json.dumps(template.workload)))
+    assert again.kernel().key == template.kernel().key
 
 
 @pytest.mark.slow
