@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.maker import Attrs, Constants, Inputs, Maker
+from lpsn_tvm.schedules.kernel import Array, Attrs, Constants, Inputs, Kernel, TensorSpec
+from lpsn_tvm.schedules.maker import Maker
 from lpsn_tvm.schedules.rounding import output_range, parameters, scaled, to_integer
 from lpsn_tvm.schedules.views import View, compute, existing, within
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from lpsn_tvm.schedules.kernel import Kernel, TensorSpec
-from lpsn_tvm.schedules.maker import Attrs, Constants, Inputs, Maker
+from lpsn_tvm.schedules.kernel import Attrs, Constants, Inputs, Kernel, TensorSpec
+from lpsn_tvm.schedules.maker import Maker
 from lpsn_tvm.schedules.views import View, compute, existing
 
 

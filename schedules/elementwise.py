@@ -8,8 +8,8 @@ import numpy as np
 
 from lpsn_tvm import float_ops
 from lpsn_tvm.schedules.expressions import evaluate
-from lpsn_tvm.schedules.kernel import Kernel, TensorSpec
-from lpsn_tvm.schedules.maker import Attrs, Constants, Inputs, Maker
+from lpsn_tvm.schedules.kernel import Attrs, Constants, Inputs, Kernel, TensorSpec
+from lpsn_tvm.schedules.maker import Maker
 from lpsn_tvm.schedules.rounding import bounded, output_range, parameters, scaled, to_integer
 from lpsn_tvm.schedules.views import View, compute
 

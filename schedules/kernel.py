@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from lpsn_tvm.schedules.template import Template
 
 Array = npt.NDArray[Any]
+Attrs = Mapping[str, Any]
+Constants = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -117,4 +119,5 @@ class Kernel:
     template: Template | None = field(default=None, compare=False, repr=False)
 
 
-Builder = Callable[[tuple[TensorSpec, ...], Mapping[str, Array], Mapping[str, Any], Any], "Kernel | None"]
+Inputs = tuple[TensorSpec, ...]
+Builder = Callable[[Inputs, Constants, Attrs, Any], "Kernel | None"]

@@ -4,15 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-
-Inputs = tuple[TensorSpec, ...]
-Constants = Mapping[str, Array]
-Attrs = Mapping[str, Any]
 
 Kind = Literal["element", "move", "gather", "lookup", "program"]
 """How outputs come from inputs: by arithmetic on elements of the same index ("element"), unchanged from anywhere

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
-from lpsn_tvm.schedules.maker import Attrs, Constants, Inputs, Maker
+from lpsn_tvm.schedules.kernel import Array, Attrs, Constants, Inputs, Kernel, TensorSpec
+from lpsn_tvm.schedules.maker import Maker
 from lpsn_tvm.schedules.rounding import output_range, parameters, to_integer
 
 

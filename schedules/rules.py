@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lpsn_tvm.schedules import concat, data_movement, elementwise, lookup, pooling, resize
-from lpsn_tvm.schedules.kernel import Array, Builder, Kernel, TensorSpec
-from lpsn_tvm.schedules.maker import Attrs, Constants, Inputs, Maker
+from lpsn_tvm.schedules.kernel import Attrs, Builder, Constants, Inputs, Kernel
+from lpsn_tvm.schedules.maker import Maker
 
 Rules = Mapping[str, tuple[Builder, ...]]
 """Operator -> kernel builders, asked in order; the first that does not return None is taken."""
@@ -64,9 +64,7 @@ def rules(maker: Maker, own: Rules) -> dict[str, tuple[Builder, ...]]:
 
 
 def _bound(maker: Maker, shared: Shared) -> Builder:
-    def builder(
-        inputs: tuple[TensorSpec, ...], constants: Mapping[str, Array], attrs: Mapping[str, Any], isa: Any
-    ) -> Kernel | None:
+    def builder(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kernel | None:
         return shared(maker, inputs, constants, attrs)
 
     return builder

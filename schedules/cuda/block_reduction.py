@@ -1,8 +1,8 @@
-"""Reductions by all threads of a block: global averages, softmax and instance normalization."""
+"""Reductions by all threads of a block: softmax and instance normalization."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -13,11 +13,8 @@ from tvm.script.ir_builder import tirx as T
 
 from lpsn_tvm.schedules.cuda import tir
 from lpsn_tvm.schedules.expressions import exponential
-from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.kernel import Attrs, Constants, Inputs, Kernel, TensorSpec
 
-Inputs = tuple[TensorSpec, ...]
-Constants = Mapping[str, Array]
-Attrs = Mapping[str, Any]
 THREADS = 128
 NORM_THREADS = 512
 """A norm reads its channels three times: few blocks with many threads each."""
@@ -108,33 +105,6 @@ def _accumulate(
         with tir.when(index < extent if extent % slots else True):
             tir.store(total, 0, function(total[0], index))
     return total
-
-
-def block_sum(
-    name: str, data: TensorSpec, out: TensorSpec, dtype: str, numbers: Array, finish: Callable[[Any, Any], Any]
-) -> Kernel:
-    """Sum over H and W in `dtype`, then `finish(total, numbers)`; one block per sample and few channels."""
-    planes = _Planes(data)
-
-    def body(x: Any, p: Any, target: Any) -> None:
-        with tir.launch(planes.grid, planes.threads) as ((block,), thread):
-            scratch = _shared(dtype)
-            channel, slot, first = planes.of(block, thread)
-
-            def step(total: Any, pixel: Any) -> Any:
-                return total + T.cast(x[first + pixel * planes.lanes], dtype)
-
-            part = _accumulate(planes.pixels, slot, planes.slots, tirx.const(0, dtype), step, dtype)
-            total = _combined(scratch, thread, planes.width, part[0], lambda a, b: a + b)
-            with tir.when(thread < planes.width):
-                tir.store(target, channel, finish(total, p))
-
-    arguments = [
-        ("data", data.memory_shape, data.dtype),
-        ("numbers", numbers.shape, "float32"),
-        ("out", out.memory_shape, out.dtype),
-    ]
-    return Kernel(lambda: tir.prim_func(arguments, body), (numbers,), out, (name, data, out), (data,))
 
 
 def float_instance_norm(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kernel | None:

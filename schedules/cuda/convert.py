@@ -4,19 +4,14 @@ the device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
 from typing import Any
 
 from lpsn_tvm.schedules.cuda.threads import element_kernel
 from lpsn_tvm.schedules.cuda.weights import input_block
-from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.kernel import Attrs, Constants, Inputs, Kernel, TensorSpec
 from lpsn_tvm.schedules.rounding import parameters, scaled, to_integer
 from lpsn_tvm.schedules.views import View, compute, existing, within
-
-Inputs = tuple[TensorSpec, ...]
-Constants = Mapping[str, Array]
-Attrs = Mapping[str, Any]
 
 
 def quantize(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kernel | None:

@@ -4,7 +4,7 @@ convolutions, transposed ones, and whatever grouped convolution no faster kernel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,11 @@ from lpsn_tvm.schedules.cuda.window_sums import (
     transposed_term,
     transposed_window,
 )
-from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.kernel import Array, Attrs, Constants, Inputs, Kernel, TensorSpec
 from lpsn_tvm.schedules.pooling import Window
 from lpsn_tvm.schedules.rounding import bounded, output_range, parameters, scaled, to_integer
 from lpsn_tvm.schedules.views import View
 
-Inputs = tuple[TensorSpec, ...]
-Constants = Mapping[str, Array]
-Attrs = Mapping[str, Any]
 ENOUGH_THREADS = 2048
 """Enough to keep a GPU's memory busy when each of them loads several vectors."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,9 @@ from lpsn_tvm.schedules.cuda.window_sums import (
     transposed_window,
 )
 from lpsn_tvm.schedules.expressions import evaluate
-from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.kernel import Array, Attrs, Constants, Inputs, Kernel, TensorSpec
 from lpsn_tvm.schedules.rounding import parameters
 from lpsn_tvm.schedules.views import View
-
-Inputs = tuple[TensorSpec, ...]
-Constants = Mapping[str, Array]
-Attrs = Mapping[str, Any]
 
 
 def _finished(value: Any, residual: View | None, index: tuple[Any, ...], p: Any, program: str) -> Any:

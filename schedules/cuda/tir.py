@@ -16,6 +16,8 @@ from tvm.backend.cuda.op import cuda_func_call
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from lpsn_tvm.schedules.indices import coordinates
+
 EXPLICIT = "lpsn.explicit"
 """Attribute of functions whose memory and barriers are as written."""
 Argument = tuple[str, Sequence[int], str]
@@ -125,9 +127,4 @@ def when(condition: Any) -> Iterator[None]:
 
 def unravel(index: Any, *extents: int) -> list[Any]:
     """Coordinates of a fused index; extents of one cost nothing."""
-    coordinates: list[Any] = []
-    for extent in reversed(extents[1:]):
-        coordinates.append(T.truncmod(index, extent) if extent > 1 else 0)
-        index = T.truncdiv(index, extent) if extent > 1 else index
-    coordinates.append(index if extents[0] > 1 else 0)
-    return coordinates[::-1]
+    return coordinates(index, extents, T.truncdiv, T.truncmod)

@@ -10,12 +10,11 @@ import numpy as np
 
 from lpsn_tvm.schedules.concat import copied_inputs
 from lpsn_tvm.schedules.data_movement import slice_bounds
-from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.kernel import Array, Attrs, Constants, Inputs, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.channel_map import emit, runs
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.tir import MAGIC_BITS, prim_func, requantized, vcast, vector
 from lpsn_tvm.schedules.llvm.views import LANES, offered_block
-from lpsn_tvm.schedules.maker import Attrs, Constants, Inputs
 from lpsn_tvm.schedules.rounding import output_range
 
 

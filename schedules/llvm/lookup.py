@@ -11,11 +11,10 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from lpsn_tvm.schedules.kernel import Kernel, TensorSpec
+from lpsn_tvm.schedules.kernel import Attrs, Constants, Inputs, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.tir import loop, prim_func, vector, vload, vstore
 from lpsn_tvm.schedules.lookup import byte_table
-from lpsn_tvm.schedules.maker import Attrs, Constants, Inputs
 
 PIECE = 4096
 """Bytes of one task."""

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from lpsn_tvm.schedules.expressions import exponential
-from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.kernel import Attrs, Constants, Inputs, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.rounding import apart
 from lpsn_tvm.schedules.views import View, compute, has_block, placeholder, prim_func
-
-Inputs = tuple[TensorSpec, ...]
-Constants = Mapping[str, Array]
-Attrs = Mapping[str, Any]
-
 
 STAGES = ("offset", "slope", "centre", "factor", "spread", "mean", "total")
 """Blocks of one (sample, channel) each, last one first."""

@@ -15,6 +15,8 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from lpsn_tvm.schedules.indices import coordinates
+
 MAGIC = 12582912.0
 """1.5 * 2**23: adding it to a float32 of magnitude below 2**22 rounds to an integer, ties to even, into the low
 mantissa bits.
@@ -95,12 +97,7 @@ def nest(*extents: int) -> Iterator[list[Any]]:
 
 def unravel(index: Any, *extents: int) -> list[Any]:
     """Coordinates of a fused loop index; extents of one cost nothing."""
-    coordinates: list[Any] = []
-    for extent in reversed(extents[1:]):
-        coordinates.append(T.floormod(index, extent) if extent > 1 else 0)
-        index = T.floordiv(index, extent) if extent > 1 else index
-    coordinates.append(index if extents[0] > 1 else 0)
-    return coordinates[::-1]
+    return coordinates(index, extents, T.floordiv, T.floormod)
 
 
 def _pieces(count: int, widest: int) -> Iterator[tuple[int, int, int]]:
