@@ -15,9 +15,10 @@ import importlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cached_property
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from lpsn_tvm.schedules.kernel import Kernel
 
@@ -27,9 +28,17 @@ Config = Mapping[str, Value]
 
 REMAKERS: dict[str, str] = {
     "depthwise": "lpsn_tvm.schedules.cuda.depthwise:remake",
+    "conv2d_mma": "lpsn_tvm.schedules.cuda.conv_template:remake",
+    "conv2d_transpose_mma": "lpsn_tvm.schedules.cuda.conv_template:remake",
+    "dense_mma": "lpsn_tvm.schedules.cuda.conv_template:remake",
     "conv2d_int8": "lpsn_tvm.schedules.llvm.conv_template:remake",
     "conv2d_transpose_int8": "lpsn_tvm.schedules.llvm.conv_template:remake",
     "dense_int8": "lpsn_tvm.schedules.llvm.conv_template:remake",
+    "depthwise_int8": "lpsn_tvm.schedules.llvm.depthwise_int8:remake",
+    "float_conv2d": "lpsn_tvm.schedules.llvm.conv2d_float:remake",
+    "float_conv2d_transpose": "lpsn_tvm.schedules.llvm.conv2d_transpose_float:remake",
+    "float_dense": "lpsn_tvm.schedules.llvm.dense_float:remake",
+    "float_depthwise": "lpsn_tvm.schedules.llvm.depthwise_float:remake",
 }
 """Template name -> "module:function"; the function makes the template from its workload."""
 
@@ -130,3 +139,21 @@ def remake(name: str, workload: Mapping[str, Any]) -> Template:
     module, function = REMAKERS[name].split(":")
     template: Template = getattr(importlib.import_module(module), function)(workload)
     return template
+
+
+def decode(kind: Any, value: Any) -> Any:
+    """A dataclass (with fields of plain values, tuples, dataclasses, or one of these or None) from the JSON values of
+    its `asdict`: what a remaker makes of a workload.
+    """
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: decode(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        if kinds[-1] is Ellipsis:
+            return tuple(decode(kinds[0], item) for item in value)
+        return tuple(decode(each, item) for each, item in zip(kinds, value, strict=True))
+    if get_origin(kind) in (Union, UnionType):
+        wanted = next(each for each in get_args(kind) if each is not type(None))
+        return None if value is None else decode(wanted, value)
+    return value

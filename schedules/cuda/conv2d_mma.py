@@ -5,17 +5,15 @@ products.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from math import prod
 from typing import Any
 
-from lpsn_tvm.schedules.cuda.conv_launches import convolution
+from lpsn_tvm.schedules.cuda.conv_template import ConvLayer
 from lpsn_tvm.schedules.cuda.dense_dp4a import MOST_ROWS, few_rows
 from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Tile, reduction
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
 from lpsn_tvm.schedules.cuda.narrow_inputs import rearrange
-from lpsn_tvm.schedules.cuda.tiles import choose_tile
-from lpsn_tvm.schedules.cuda.weights import input_bits, input_block, nibble_shift, pack_weight, parameters, per_channel
+from lpsn_tvm.schedules.cuda.weights import input_bits, input_block, nibble_shift
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 
 
@@ -76,11 +74,8 @@ def conv2d(
     if data.block < BLOCK:
         weight, geometry = rearrange(weight, geometry)
         constants = {**constants, "weight": weight}
-    geometry = replace(geometry, tile=tile or choose_tile(geometry, isa))
-    if group is not None:
-        blocks, group = reduction(weight.shape[0], groups, weight.shape[1], data.blocks, geometry.tile.columns)
-        geometry = replace(geometry, reduce_blocks=blocks, group=group)
-    return make_kernel("conv2d_mma", geometry, isa, constants, attrs, (data, out), shift or 0)
+    layer = ConvLayer("conv2d_mma", geometry, isa, constants, attrs, data, out, shift or 0, groups)
+    return layer.kernel(tile) if tile else layer.template().kernel()
 
 
 def is_dense(data: TensorSpec, weight: Array, attrs: Mapping[str, Any]) -> bool:
@@ -94,27 +89,3 @@ def is_supported(inputs: tuple[TensorSpec, ...], out: TensorSpec) -> bool:
     sizes = (prod(spec.with_block(BLOCK).memory_shape) for spec in (*inputs, out))
     is_residual_known = len(inputs) == 1 or (out.dtype != "float32" and inputs[1].dtype == out.dtype)
     return is_residual_known and max(sizes) < 2**31
-
-
-def make_kernel(
-    name: str,
-    geometry: ConvGeometry,
-    isa: CudaIsa,
-    constants: Mapping[str, Array],
-    attrs: Mapping[str, Any],
-    specs: tuple[TensorSpec, TensorSpec],
-    shift: int,
-) -> Kernel:
-    """The kernel of a geometry; `constants` hold weight int8[O, C/groups, kh, kw], bias and scale, `specs` are input
-    and output.
-    """
-    weight, (data, out) = constants["weight"], specs
-    geometry = replace(geometry, uses_dots=not isa.has_mma_s8)
-    packed = (
-        pack_weight(weight >> shift, geometry),
-        per_channel(constants["bias"], "int32", weight.shape[0], geometry.packed_blocks),
-        per_channel(constants["scale"], "float32", weight.shape[0], geometry.packed_blocks),
-        *parameters(attrs, data.dtype, shift),
-    )
-    wanted = (data, out) if geometry.has_residual else (data,)
-    return Kernel(lambda: convolution(geometry, isa), packed, out, (name, isa, geometry), wanted)

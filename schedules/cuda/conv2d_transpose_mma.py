@@ -5,16 +5,15 @@ input; their output channels stand side by side, and results are written interle
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from lpsn_tvm.schedules.cuda.conv2d_mma import is_supported, make_kernel
+from lpsn_tvm.schedules.cuda.conv2d_mma import is_supported
+from lpsn_tvm.schedules.cuda.conv_template import ConvLayer
 from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Interleave, Tile
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
 from lpsn_tvm.schedules.cuda.narrow_inputs import rearrange
-from lpsn_tvm.schedules.cuda.tiles import choose_tile
 from lpsn_tvm.schedules.cuda.weights import input_bits, input_block, nibble_shift
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 
@@ -69,8 +68,8 @@ def conv2d_transpose(
     )
     if data.block < BLOCK:
         phased["weight"], geometry = rearrange(phased["weight"], geometry)
-    geometry = replace(geometry, tile=tile or choose_tile(geometry, isa))
-    return make_kernel("conv2d_transpose_mma", geometry, isa, phased, attrs, (data, out), shift or 0)
+    layer = ConvLayer("conv2d_transpose_mma", geometry, isa, phased, attrs, data, out, shift or 0)
+    return layer.kernel(tile) if tile else layer.template().kernel()
 
 
 def phased_constants(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from lpsn_tvm.schedules.cuda.conv2d_mma import is_supported, make_kernel
+from lpsn_tvm.schedules.cuda.conv2d_mma import is_supported
+from lpsn_tvm.schedules.cuda.conv_template import ConvLayer
 from lpsn_tvm.schedules.cuda.dense_dp4a import MOST_ROWS, few_rows
 from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Tile
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
-from lpsn_tvm.schedules.cuda.tiles import choose_tile
 from lpsn_tvm.schedules.cuda.weights import input_bits, nibble_shift
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 
@@ -56,5 +55,6 @@ def dense(
         tile=Tile(16, 32, 1, 1),
         is_flat=True,
     )
-    geometry = replace(geometry, tile=tile or choose_tile(geometry, isa))
-    return make_kernel("dense_mma", geometry, isa, {**constants, "weight": weight}, attrs, (data, out), shift or 0)
+    given = {**constants, "weight": weight}
+    layer = ConvLayer("dense_mma", geometry, isa, given, attrs, data, out, shift or 0)
+    return layer.kernel(tile) if tile else layer.template().kernel()

@@ -52,7 +52,23 @@ def test_candidates_fit(name: str, arch: str) -> None:
 def test_little_work_is_shared_by_many_blocks() -> None:
     isa = ARCHITECTURES["sm_90"]
     small = replace(LAYERS["deep and small"], tile=choose_tile(LAYERS["deep and small"], isa))
-    assert small.row_tiles * small.column_tiles * small.tile.splits >= isa.multiprocessors // 2
+    blocks = small.row_tiles * small.column_tiles * small.tile.splits
+    assert blocks >= 64
+    # Where there are not two blocks per multiprocessor, several warps share each one's k-steps.
+    assert blocks * small.tile.threads // 32 >= isa.multiprocessors
+
+
+def test_few_pixels_are_not_padded_to_large_tiles() -> None:
+    for arch in ("sm_80", "sm_86", "sm_90"):
+        tile = choose_tile(LAYERS["dense"], ARCHITECTURES[arch])
+        assert tile.rows == 16
+
+
+def test_large_tiles_have_large_warps() -> None:
+    """Shared memory serves 128 bytes per cycle: warps of 64 x 64 read the fewest per product."""
+    for arch in ("sm_80", "sm_90"):
+        tile = choose_tile(LAYERS["wide"], ARCHITECTURES[arch])
+        assert tile.m_tiles * tile.n_blocks == 8
 
 
 def test_much_work_takes_large_tiles() -> None:
