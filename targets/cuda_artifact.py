@@ -131,6 +131,14 @@ class CudaArtifact(Artifact):
             Where to run, for tensors on the GPU. Torch's current stream by default, or the one that the tensor's
             interface names, or the default stream.
         """
+        if (
+            len(args) == 1 == len(self.inputs)
+            and not kwargs
+            and stream is None
+            and is_torch(args[0])
+            and args[0].is_cuda
+        ):
+            return call_on_device(self, [args[0]], None)
         names = [info.name for info in self.inputs]
         if stream is not None and "stream" in names:
             kwargs, stream = {**kwargs, "stream": stream}, None

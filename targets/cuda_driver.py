@@ -21,11 +21,9 @@ from lpsn_tvm.targets.cuda_errors import OUT_OF_MEMORY, DriverError, explain
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 STREAM_LEGACY, STREAM_PER_THREAD = 0, 2
 """The default stream, and CU_STREAM_PER_THREAD: one handle that means another stream in every thread."""
-_NON_BLOCKING, _DISABLE_TIMING, _THREAD_LOCAL, _RELAXED = 1, 2, 1, 2
+_NON_BLOCKING, _DISABLE_TIMING, _RELAXED = 1, 2, 2
 _MAX_DYNAMIC_SHARED = 8
-"""CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES. The carveout (attribute 9) stays the driver's choice: by default it
-configures what the blocks of the launched kernel need.
-"""
+"""CU_FUNC_ATTRIBUTE_...; the carveout (9) stays the driver's choice, which by default follows the launched kernel."""
 _CLOCK, _PROCESSORS, _L2_BYTES, _MAJOR, _MINOR, _SHARED_OPTIN = 13, 16, 38, 75, 76, 97
 """CU_DEVICE_ATTRIBUTE_..."""
 _ERROR_LOG, _ERROR_LOG_BYTES = 5, 6
@@ -198,15 +196,23 @@ class Driver:
             self.call("cuCtxSetCurrent", before)
 
     @contextlib.contextmanager
-    def using(self, context: int) -> Iterator[None]:
-        """`enter` and `leave`, and free to allocate and load although somebody is recording a graph elsewhere."""
-        before = self.enter(context)
+    def relaxed(self) -> Iterator[None]:
+        """Free to allocate, load and wait in this thread although somebody is recording a graph."""
         mode = INT(_RELAXED)
         self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
         try:
             yield
         finally:
             self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+
+    @contextlib.contextmanager
+    def using(self, context: int) -> Iterator[None]:
+        """`enter` and `leave`, `relaxed` in between."""
+        before = self.enter(context)
+        try:
+            with self.relaxed():
+                yield
+        finally:
             self.leave(context, before)
 
     # --- memory
@@ -350,12 +356,9 @@ class Driver:
 
     def is_capturing(self, stream: int) -> bool:
         """Whether what is put on a stream is recorded into somebody's graph."""
-        return self._number_after("cuStreamIsCapturing", stream) != 0
-
-    def _number_after(self, name: str, handle: int) -> int:
-        number = INT()
-        self.call(name, handle, ctypes.byref(number))
-        return number.value
+        status = INT()
+        self.call("cuStreamIsCapturing", stream, ctypes.byref(status))
+        return status.value != 0
 
     def event(self, *, has_time: bool = True) -> int:
         """An event; without a time it is cheaper to wait for."""
@@ -389,10 +392,6 @@ class Driver:
         self.call("cuEventSynchronize", stop)
         self.call("cuEventElapsedTime", ctypes.byref(elapsed), start, stop)
         return float(elapsed.value)
-
-    def destroy_event(self, event: int) -> None:
-        """Give an event back."""
-        self.call("cuEventDestroy_v2", event)
 
 
 if hasattr(os, "register_at_fork"):

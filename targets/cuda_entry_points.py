@@ -65,8 +65,6 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuStreamSynchronize": (POINTER,),
     "cuStreamWaitEvent": (POINTER, POINTER, UINT),
     "cuStreamIsCapturing": (POINTER, ctypes.POINTER(INT)),
-    "cuStreamBeginCapture_v2": (POINTER, INT),
-    "cuStreamEndCapture": (POINTER, OUT),
     "cuLaunchKernel": (POINTER, *(UINT,) * 7, POINTER, OUT, OUT),
     "cuGraphCreate": (OUT, UINT),
     "cuGraphAddKernelNode_v2": (OUT, POINTER, OUT, SIZE, NODE),

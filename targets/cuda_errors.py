@@ -7,7 +7,7 @@ from lpsn_tvm.errors import ArtifactError
 OUT_OF_MEMORY = 2
 _DEAD = (
     "a kernel failed, in this module or in what ran before it; the GPU context of this process is dead, for torch too: "
-    "restart the process, and run it under compute-sanitizer to find the kernel"
+    "restart the process, with LPSN_TVM_STEPWISE=1 to find the layer or under compute-sanitizer to find the access"
 )
 _OTHER_BUILD = "build the module for this GPU, with -arch=sm_<its compute capability>"
 ADVICE = {

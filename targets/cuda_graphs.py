@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lpsn_tvm.targets.cuda_driver import Driver
 from lpsn_tvm.targets.cuda_entry_points import POINTER, U64, KernelNode
+from lpsn_tvm.targets.cuda_errors import DriverError
 from lpsn_tvm.targets.cuda_program import CudaProgram, KernelLaunch, Place
 
 KEPT_GRAPHS = 8
@@ -127,11 +128,37 @@ class Graphs:
         self._driver, self.launches, self._taken = driver, launches, taken
         self._graphs: OrderedDict[Addresses, _Graph] = OrderedDict()
 
+    def run_stepwise(self, addresses: Addresses, stream: int) -> None:
+        """Launch one kernel after the other and wait for each, to learn which one fails.
+
+        Raises
+        ------
+        DriverError
+            Names the layer and the kernel.
+        """
+        for prepared in self.launches:
+            try:
+                self.launch_alone(prepared, addresses, stream)
+                self._driver.synchronize(stream)
+            except DriverError as error:
+                launch = prepared.launch
+                message = f"layer {launch.name!r}, kernel {launch.kernel}: {error.message}"
+                raise DriverError(error.status, message, "cuLaunchKernel") from error
+
+    def launch_alone(self, prepared: PreparedLaunch, addresses: Addresses, stream: int) -> None:
+        """One launch, without a graph."""
+        prepared.point_to(addresses)
+        launch = prepared.launch
+        self._driver.launch(
+            int(prepared.node.function), launch.grid, launch.block, launch.shared_bytes, stream, tuple(prepared.values)
+        )
+
     def executable(self, addresses: Addresses) -> int:
         """The graph that works on these addresses."""
         graph = self._graphs.get(addresses)
         if graph is None:
-            graph = self._moved(addresses) if len(self._graphs) >= KEPT_GRAPHS else self._built(addresses)
+            with self._driver.relaxed():
+                graph = self._moved(addresses) if len(self._graphs) >= KEPT_GRAPHS else self._built(addresses)
             self._graphs[addresses] = graph
         elif len(self._graphs) > 1:
             self._graphs.move_to_end(addresses)

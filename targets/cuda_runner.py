@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 import weakref
@@ -40,7 +41,8 @@ def choose_program(programs: Sequence[CudaProgram], number: int, name: str) -> C
 
 
 class Runner:
-    """One network on one GPU; threads take turns.
+    """One network on one GPU; threads take turns. With LPSN_TVM_STEPWISE=1 in the environment kernels are launched one
+    by one, and an error names the layer.
 
     Parameters
     ----------
@@ -59,9 +61,11 @@ class Runner:
         self.driver = Driver.open()
         self.device = self.driver.device(device)
         self.program = choose_program(programs, self.device.number, self.device.name)
+        self.batch = self.program.inputs[0].shape[0]
         self._warn_of_translation()
         self.lock = threading.Lock()
         self._failure: str | None = None
+        self._is_stepwise = os.environ.get("LPSN_TVM_STEPWISE", "") not in ("", "0")
         self.context = self.driver.context(self.device)
         # Entry points that give back what was taken, and with what; the last taken goes first.
         self.taken: list[tuple[str, int]] = [("cuDevicePrimaryCtxRelease_v2", self.device.handle)]
@@ -134,11 +138,6 @@ class Runner:
         return self.program.arena_bytes + len(self.program.constants) + ports
 
     @property
-    def batch(self) -> int:
-        """The compiled batch size."""
-        return self.program.inputs[0].shape[0]
-
-    @property
     def own_addresses(self) -> tuple[int, ...]:
         """The runner's own inputs and outputs."""
         return self._inputs + self._outputs
@@ -152,23 +151,28 @@ class Runner:
             The driver refuses, or an earlier failure left the context dead.
         """
         with self.lock:
-            if self._failure is not None:
-                raise ArtifactError(f"the GPU cannot be used any more since: {self._failure}", where="cuda")
+            self._check()
             try:
                 with self.driver.using(self.context):
                     return work()
             except ArtifactError as error:
-                if is_dead(error):
-                    self._failure = str(error)
+                self._note(error)
                 raise
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise ArtifactError(f"the GPU cannot be used any more since: {self._failure}", where="cuda")
+
+    def _note(self, error: ArtifactError) -> None:
+        if is_dead(error):
+            self._failure = str(error)
 
     def prepare(self) -> None:
         """Build the graph over the runner's own memory and bring it to the device."""
 
         def work() -> None:
-            if self.program.launches:
-                self.driver.upload_graph(self.graphs.executable(self.own_addresses), self.stream)
-                self.driver.synchronize(self.stream)
+            self.driver.upload_graph(self.graphs.executable(self.own_addresses), self.stream)
+            self.driver.synchronize(self.stream)
 
         self.inside(work)
 
@@ -203,7 +207,9 @@ class Runner:
         stream : int
             Where it goes.
         """
-        if self.program.launches:
+        if self._is_stepwise:
+            self.graphs.run_stepwise(addresses, stream)
+        elif self.program.launches:
             self.driver.launch_graph(self.graphs.executable(addresses), stream)
         if self._copied:
             self._copy_outputs(addresses, stream)
@@ -249,23 +255,31 @@ class Runner:
         held : object, optional
             Kept alive until the run is over.
         """
-
-        def work() -> None:
-            for other in after:
-                self._order(other, stream)
-            if stream and self.driver.is_capturing(stream):
-                self._record(inputs, outputs, stream, self.batch if count is None else count)
-                return
-            self.follow(stream)
-            if count is None or count == self.batch:
-                self._run_piece((*inputs, *outputs), stream, self.batch)
-            else:
-                self._run_pieces(inputs, outputs, stream, count)
-            self.driver.record(self._done, stream)
-            if held is not None or self._held:
-                self._hold(held, stream)
-
-        self.inside(work)
+        # As `inside`, spelled out: this is where the host's time counts.
+        driver = self.driver
+        with self.lock:
+            self._check()
+            before = driver.enter(self.context)
+            try:
+                for other in after:
+                    self._order(other, stream)
+                if stream and driver.is_capturing(stream):
+                    self._record(inputs, outputs, stream, self.batch if count is None else count)
+                    return
+                self.follow(stream)
+                if count is None or count == self.batch:
+                    self._run_piece((*inputs, *outputs), stream, self.batch)
+                else:
+                    self._run_pieces(inputs, outputs, stream, count)
+                driver.record(self._done, stream)
+                if held is not None or self._held:
+                    self._hold(held, stream)
+            except ArtifactError as error:
+                self._note(error)
+                raise
+            finally:
+                if before != self.context:
+                    driver.leave(self.context, before)
 
     def _run_pieces(self, inputs: Sequence[int], outputs: Sequence[int], stream: int, count: int) -> None:
         ports = (*self.program.inputs, *self.program.outputs)
@@ -276,7 +290,7 @@ class Runner:
 
     def _run_piece(self, addresses: tuple[int, ...], stream: int, count: int) -> None:
         """At most the compiled batch size; in place where all is there and aligned."""
-        if count == self.batch and not any(address % VECTOR_BYTES for address in addresses):
+        if count == self.batch and _are_aligned(addresses):
             self.enqueue(addresses, stream)
             return
         known = len(self._inputs)
@@ -291,17 +305,13 @@ class Runner:
         be put on.
         """
         addresses = (*inputs, *outputs)
-        if count != self.batch or any(address % VECTOR_BYTES for address in addresses):
+        if count != self.batch or not _are_aligned(addresses):
             raise ArtifactError(
                 f"a graph can be recorded for the compiled batch size, {self.batch}, and aligned tensors only",
                 where="module call",
             )
         for prepared in self.graphs.launches:
-            prepared.point_to(addresses)
-            launch = prepared.launch
-            values = tuple(prepared.values)
-            function = int(prepared.node.function)
-            self.driver.launch(function, launch.grid, launch.block, launch.shared_bytes, stream, values)
+            self.graphs.launch_alone(prepared, addresses, stream)
         self._copy_outputs(addresses, stream)
 
     def _order(self, first: int, then: int) -> None:
@@ -322,8 +332,9 @@ class Runner:
         return event
 
     def _hold(self, held: Any, stream: int) -> None:
-        while self._held and self.driver.has_happened(self._held[0][0]):
-            self._events.append(self._held.popleft()[0])
+        with self.driver.relaxed():
+            while self._held and self.driver.has_happened(self._held[0][0]):
+                self._events.append(self._held.popleft()[0])
         if held is not None:
             event = self._event()
             self.driver.record(event, stream)
@@ -351,6 +362,13 @@ class Runner:
     def close(self) -> None:
         """Give everything back (done when the runner is collected, too)."""
         self._finalizer()
+
+
+def _are_aligned(addresses: Sequence[int]) -> bool:
+    bits = 0
+    for address in addresses:
+        bits |= address
+    return bits % VECTOR_BYTES == 0
 
 
 def _sample_bytes(port: Port) -> int:

@@ -82,8 +82,11 @@ def device_input(tensor: Any, stream: int = 0) -> DeviceInput | None:
     if is_torch(tensor):
         return _torch_input(sys.modules["torch"], tensor) if tensor.is_cuda else None
     interface = getattr(tensor, "__cuda_array_interface__", None)
+    # Without a stream nobody would order the work (jax: its arrays may still be under way).
+    if (interface is None or interface.get("stream") is None) and is_on_gpu(tensor):
+        return _dlpack_input(tensor, stream)
     if interface is None:
-        return _dlpack_input(tensor, stream) if is_on_gpu(tensor) else None
+        return None
     shape = tuple(int(extent) for extent in interface["shape"])
     dtype = np.dtype(interface["typestr"])
     strides = interface.get("strides")

@@ -17,10 +17,11 @@ from cuda_modules import SmallNetwork, feed
 from fake_driver import FakeDriver
 
 import lpsn_tvm
+from lpsn_tvm.artifact import TensorInfo
 from lpsn_tvm.errors import ArtifactError
 from lpsn_tvm.targets import cuda_driver, cuda_staging
 from lpsn_tvm.targets.cuda_artifact import CudaArtifact, measure
-from lpsn_tvm.targets.cuda_program import best_program
+from lpsn_tvm.targets.cuda_program import Place, Port, best_program
 
 
 def test_a_call_equals_the_reference_and_launches_one_graph(network: SmallNetwork, driver: FakeDriver) -> None:
@@ -157,6 +158,48 @@ def test_after_a_fault_the_module_says_that_the_process_is_lost(network: SmallNe
     driver.fail("", 0)
     with pytest.raises(ArtifactError, match=r"cannot be used any more since: cuStreamSynchronize: .*error 700"):
         module(feed())
+
+
+def test_stepwise_an_error_names_the_layer(network: SmallNetwork, driver: FakeDriver, monkeypatch: Any) -> None:
+    monkeypatch.setenv("LPSN_TVM_STEPWISE", "1")
+    module = network.module()
+    np.testing.assert_array_equal(module(feed()), network.reference(feed()))
+    assert "cuGraphLaunch" not in driver.calls
+    assert driver.calls.count("cuLaunchKernel") == len(network.program.launches)
+    first = network.program.launches[0]
+    driver.fail("cuLaunchKernel", 716)
+    with pytest.raises(ArtifactError, match=f"layer '{first.name}', kernel {first.kernel}: .*error 716"):
+        module(feed())
+
+
+def ports_of(network: SmallNetwork) -> dict[str, Any]:
+    (output,), (source,) = network.program.outputs, network.program.inputs
+    constant = dataclasses.replace(output, place=Place("constants", 0, 16), shape=(2, 2), dtype="float32")
+    early = network.program.launches[1].arguments[4]
+    return {
+        "twice": (output, output),
+        "an input": (output, source),
+        "a constant": (constant, output),
+        "working memory": (output, Port((2, early.size // 2), "int8", early)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["twice", "an input", "a constant", "working memory"])
+def test_outputs_that_no_kernel_writes_in_place(kind: str, network: SmallNetwork, driver: FakeDriver) -> None:
+    outputs = ports_of(network)[kind]
+    module = network.module(dataclasses.replace(network.program, outputs=outputs))
+    module.outputs = [TensorInfo(name, port.shape, port.dtype) for name, port in zip("yz", outputs, strict=True)]
+    result = module(feed())
+    want = network.reference(feed())
+    (own,) = network.program.outputs
+    assert all(name in "yz" for name in result)
+    for name, port in zip("yz", outputs, strict=True):
+        if port == own:
+            np.testing.assert_array_equal(result[name], want)
+    if kind == "an input":
+        np.testing.assert_array_equal(result["z"], feed())
+    if kind == "a constant":
+        np.testing.assert_array_equal(result["y"].reshape(-1).view(np.uint8), list(network.program.constants[:16]))
 
 
 def _call_in_child(module: CudaArtifact, answers: Any) -> None:

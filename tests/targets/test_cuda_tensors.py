@@ -145,6 +145,17 @@ def test_a_stream_may_be_named(network: SmallNetwork, driver: FakeDriver, gpu_to
     assert x.recorded == [("external", other)]
 
 
+def begin_recording(driver: FakeDriver, stream: int) -> None:
+    """As `torch.cuda.graph` does: what other threads may not do meanwhile is forbidden to this one, too."""
+    assert driver.library.cuStreamBeginCapture_v2(ctypes.c_void_p(stream), 0) == 0
+
+
+def end_recording(driver: FakeDriver, stream: int) -> int:
+    graph = ctypes.c_void_p()
+    assert driver.library.cuStreamEndCapture(ctypes.c_void_p(stream), ctypes.byref(graph)) == 0
+    return int(graph.value or 0)
+
+
 def test_a_call_is_recorded_into_the_callers_graph(network: SmallNetwork, driver: FakeDriver, gpu_torch: Any) -> None:
     module = network.module()
     caller = Caller(module, driver)
@@ -152,14 +163,13 @@ def test_a_call_is_recorded_into_the_callers_graph(network: SmallNetwork, driver
     x = on_gpu(driver, torch.from_numpy(feed(1)))
     opened, context = caller.runner.driver, caller.runner.context
     with opened.using(context):
-        opened.call("cuStreamBeginCapture_v2", gpu_torch.stream, 0)
+        begin_recording(driver, gpu_torch.stream)
     result = module(x)
     with pytest.raises(ArtifactError, match="recorded for the compiled batch size"):
         module(on_gpu(driver, torch.from_numpy(feed(1, 3))))
     with opened.using(context):
-        graph = ctypes.c_void_p()
-        opened.call("cuStreamEndCapture", gpu_torch.stream, ctypes.byref(graph))
-        executable = opened.instantiate(int(graph.value or 0))
+        graph = end_recording(driver, gpu_torch.stream)
+        executable = opened.instantiate(graph)
         for seed in (1, 2):
             plain(x)[...] = feed(seed)
             opened.launch_graph(executable, gpu_torch.stream)
@@ -174,13 +184,11 @@ def test_a_module_can_be_loaded_while_somebody_records(network: SmallNetwork, dr
     caller = Caller(first, driver)
     stream, opened = caller.stream(), caller.runner.driver
     with opened.using(caller.runner.context):
-        opened.call("cuStreamBeginCapture_v2", stream, 0)
+        begin_recording(driver, stream)
     np.testing.assert_array_equal(second(feed()), network.reference(feed()))
     np.testing.assert_array_equal(first(feed()), network.reference(feed()))
     with opened.using(caller.runner.context):
-        graph = ctypes.c_void_p()
-        opened.call("cuStreamEndCapture", stream, ctypes.byref(graph))
-        opened.call("cuGraphDestroy", graph)
+        opened.call("cuGraphDestroy", end_recording(driver, stream))
 
 
 class ArrayInterface:
@@ -219,6 +227,26 @@ def test_a_librarys_own_empty_makes_results(network: SmallNetwork, driver: FakeD
         module(ArrayInterface(feed().astype(np.float64)))
     with pytest.raises(LpsnError, match="either all inputs are on the GPU or none"):
         module({"x": x, "y": feed()})
+
+
+class BothInterfaces(ArrayInterface):
+    """A tensor as jax makes them: only DLPack orders the work."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, *, stream: int, **others: Any) -> Any:
+        self.asked = stream
+        return self.array.__dlpack__(**others)
+
+
+def test_the_interface_that_orders_the_work_is_taken(network: SmallNetwork, driver: FakeDriver) -> None:
+    x = BothInterfaces(driver.register(feed()))
+    found = device_input(x, 7)
+    assert found is not None and found.stream == x.asked == 7
+    x.stream = 9
+    found = device_input(x, 7)
+    assert found is not None and found.stream == 9
 
 
 class Dlpack:

@@ -308,7 +308,7 @@ CUresult cuGraphLaunch(Object *executable, Object *handle) {
     ENTER_STREAM(handle);
     NEED(executable, EXECUTABLE);
     if (stream->capturing) BROKEN(900, "a graph launched on a stream that is being recorded");
-    for (size_t i = 0; i < executable->length; i++) put(stream, executable->operations[i]);
+    for (size_t i = 0; i < executable->length && !is_quiet; i++) put(stream, executable->operations[i]);
     return 0;
 }
 CUresult cuGraphDestroy(Object *graph) { ENTER_CONTEXT; NEED(graph, GRAPH); return end(graph); }
