@@ -84,9 +84,15 @@ def _attempt(work: Any) -> str:
 
 
 def input_range(candidate: Mapping[str, Any]) -> tuple[int, int] | None:
-    """A workload may say what values its first input has: "input_range": [low, high]."""
-    limits = candidate["workload"].get("input_range")
-    return None if limits is None else (int(limits[0]), int(limits[1]))
+    """What values the first input has, where a workload says so: "input_range": [low, high], or "in_bits" of unsigned
+    values in its "geometry"; kernels of narrow arithmetic are wrong on others.
+    """
+    workload = candidate["workload"]
+    limits = workload.get("input_range")
+    if limits is not None:
+        return int(limits[0]), int(limits[1])
+    bits = int(workload.get("geometry", {}).get("in_bits", 8))
+    return (0, (1 << bits) - 1) if bits < 8 else None
 
 
 @lru_cache(maxsize=64)

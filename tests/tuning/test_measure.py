@@ -22,7 +22,8 @@ from lpsn_tvm.schedules.kernel import TensorSpec
 from lpsn_tvm.schedules.llvm.conv2d_int8 import conv2d
 from lpsn_tvm.schedules.template import Config, Template
 from lpsn_tvm.targets.backend import Backend, get_backend
-from lpsn_tvm.tuning.candidate_file import CandidateFile
+from lpsn_tvm.tuning.build import input_range
+from lpsn_tvm.tuning.candidate_file import CandidateFile, random_input
 from lpsn_tvm.tuning.measure import KernelMeasurer, measurer_for
 from lpsn_tvm.tuning.place import LocalPlace
 from lpsn_tvm.tuning.space import annotate, placeholder
@@ -240,13 +241,19 @@ measurer.build(jobs[1:])
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)], ids=["SIGINT", "SIGKILL"]
+)
 def test_no_process_is_left_after_an_interrupted_run(tmp_path: Path, number: signal.Signals) -> None:
     """While a compiler and a kernel hang."""
     root = Path(__file__).resolve().parents[2]
     parent = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "numbers")],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests" / "support")])},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests" / "support")]),
+            "TMPDIR": str(tmp_path),
+        },
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
@@ -261,3 +268,21 @@ def test_workloads_are_plain_json(backend: Backend) -> None:
     """They travel to workers and servers."""
     workload = convolution(backend).workload
     assert json.loads(json.dumps(workload)) is not None
+
+
+@pytest.mark.parametrize(
+    ("workload", "limits"),
+    [
+        ({}, None),
+        ({"input_range": [-3, 5]}, (-3, 5)),
+        ({"geometry": {"in_bits": 4}}, (0, 15)),
+        ({"geometry": {"in_bits": 8}}, None),
+    ],
+    ids=["all", "range", "bits", "bytes"],
+)
+def test_inputs_are_what_the_kernel_is_made_for(workload: dict[str, Any], limits: tuple[int, int] | None) -> None:
+    found = input_range({"workload": workload})
+    assert found == limits
+    x = random_input(TensorSpec((1, 5, 40, 40), "uint8" if not limits or limits[0] >= 0 else "int8", 16), found, 0)
+    assert (int(x.min()), int(x.max())) == (limits or (0, 255))
+    assert len(np.unique(x[..., 5:])) > 5, "lanes beyond the channels are not zeros"

@@ -115,6 +115,7 @@ def test_a_server_survives_what_candidates_do(tracker: str, server: subprocess.P
     measurer.close()
 
 
+@pytest.mark.slow
 def test_sessions_are_given_back_when_idle(tracker: str, server: subprocess.Popen[bytes]) -> None:
     """Two tuners share one server."""
     first, second = (KernelMeasurer(get_backend("llvm"), RemotePlace("llvm", tracker), workers=1) for _ in range(2))
@@ -128,6 +129,7 @@ def test_sessions_are_given_back_when_idle(tracker: str, server: subprocess.Pope
     assert is_running(server.pid)
 
 
+@pytest.mark.slow
 def test_a_server_survives_the_end_of_a_session_process(tmp_path: Path, tracker: str) -> None:
     """As when the kernel runs out of memory; TVM's own server would end here."""
     with serve(tmp_path, tracker, "killed") as (process, _):
@@ -149,7 +151,15 @@ def wait_for(find: Callable[[], list[int]], seconds: float = 30.0) -> list[int]:
     return find()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        signal.SIGKILL,
+    ],
+    ids=["SIGINT", "SIGTERM", "SIGKILL"],
+)
 def test_a_server_leaves_nothing_behind(tmp_path: Path, tracker: str, number: signal.Signals) -> None:
     """While a candidate hangs in it."""
     key = f"hanging{int(number)}"
