@@ -9,7 +9,7 @@ accumulator and store only what exists.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from lpsn_tvm import float_ops
 from lpsn_tvm.schedules.expressions import evaluate
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.float_groups import ChannelReads, channel_reads, pack_channels, pack_weight
+from lpsn_tvm.schedules.llvm.float_template import TileSpace, example_array, tile_of, workload_of
 from lpsn_tvm.schedules.llvm.float_tiles import Tile, choose_tile
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.views import LANES
+from lpsn_tvm.schedules.template import Config, Template, decode
 from lpsn_tvm.schedules.views import View, compute, has_block, placeholder, prim_func
 
 PLAIN_CHANNELS = 4
@@ -51,6 +53,8 @@ class ConvShape:
     program : str
         Elementwise program behind the clip.
     tile : Tile
+    chunk : int
+        Tiles of rows whose padded input is copied together; 0: the whole map at once; -1: by a rule.
     """
 
     data: TensorSpec
@@ -65,6 +69,7 @@ class ConvShape:
     high: float
     program: str
     tile: Tile
+    chunk: int = -1
 
 
 def conv2d_float(
@@ -78,8 +83,67 @@ def conv2d_float(
     packed = [pack_weight(weight, shape.reads, int(attrs["groups"])), pack_channels(constants["bias"], weight.shape[0])]
     if shape.reads.per_group is None:
         packed.append(np.asarray(shape.reads.first, np.int32))
+    return _template(shape, isa, tuple(packed)).kernel()
+
+
+def _template(shape: ConvShape, isa: Isa, packed: tuple[Array, ...]) -> Template:
+    """Choices: register tile, and how much padded input is copied at a time."""
     read = (shape.data,) if shape.residual is None else (shape.data, shape.residual)
-    return Kernel(lambda: build(shape), tuple(packed), shape.out, ("float_conv2d", shape, isa), read)
+    space = tile_space(shape, isa)
+    most = -(-shape.out.shape[2] // shape.tile.rows)
+    default = _chunk_rows(shape) if is_padded(shape) else 0
+
+    def decided(config: Config) -> ConvShape:
+        return replace(shape, tile=tile_of(config), chunk=int(config["chunk"]))
+
+    def is_valid(config: Config) -> bool:
+        # Chunks mean something only where there is a padded copy, of channels that are known.
+        has_meaning = not int(config["chunk"]) or (shape.reads.per_group is not None and is_padded(decided(config)))
+        return has_meaning and space.is_valid(config, shape.tile)
+
+    def make(config: Config) -> Kernel:
+        chosen = decided(config)
+        return Kernel(lambda: build(chosen), packed, shape.out, ("float_conv2d", chosen, isa), read)
+
+    choices = space.choices() | {"chunk": tuple(sorted({c for c in (0, 1, 2, 4, 8) if c < most} | {default}))}
+    return Template(
+        "float_conv2d", workload_of(shape, isa, ("tile", "chunk")), choices, {**asdict(shape.tile), "chunk": default},
+        make, is_valid, lambda config: (*space.features(config), float(config["chunk"])),
+    )  # fmt: skip
+
+
+def tile_space(shape: ConvShape, isa: Isa) -> TileSpace:
+    """The tiles of a convolution."""
+    return TileSpace(*_tile_problem(shape)[:4], isa, overhang_copies=_copies_if_overhanging(shape))
+
+
+def _tile_problem(shape: ConvShape) -> tuple[int, int, int, int]:
+    """Rows, columns, blocks that may share a tile, reduction steps."""
+    _, _, height, width = shape.out.shape
+    return height, width, shape.reads.per_group or 1, shape.reads.span * shape.kernel[0] * shape.kernel[1]
+
+
+def _copies_if_overhanging(shape: ConvShape) -> bool:
+    """Whether only a tile that overhangs makes a padded copy necessary."""
+    return not is_padded(replace(shape, tile=Tile(1, 1, 1)))
+
+
+def with_default_tile(shape: ConvShape, isa: Isa) -> ConvShape:
+    """The shape with the tile that is best by the estimate."""
+    tile = choose_tile(*_tile_problem(shape), isa, overhang_copies=_copies_if_overhanging(shape))
+    return replace(shape, tile=tile)
+
+
+def remake(workload: Mapping[str, Any]) -> Template:
+    """The template of a workload, with made-up constants."""
+    isa = Isa(**workload["isa"])
+    shape = with_default_tile(decode(ConvShape, {**workload["shape"], "tile": asdict(Tile(1, 1, 1))}), isa)
+    reads, (kh, kw) = shape.reads, shape.kernel
+    weight_shape = (len(reads.first), reads.span // reads.inner, kh, kw, reads.inner, LANES)
+    packed = [example_array(weight_shape, (reads.span * kh * kw) ** -0.5), example_array((len(reads.first), LANES))]
+    if reads.per_group is None:
+        packed.append(np.asarray(reads.first, np.int32))
+    return _template(shape, isa, tuple(packed))
 
 
 def conv_shape(inputs: tuple[TensorSpec, ...], weight: Array, attrs: Mapping[str, Any], isa: Isa) -> ConvShape:
@@ -93,10 +157,8 @@ def conv_shape(inputs: tuple[TensorSpec, ...], weight: Array, attrs: Mapping[str
     ow = (width + left + right - dw * (kw - 1) - 1) // sw + 1
     out = TensorSpec((n, out_channels, oh, ow), "float32", LANES)
     reads = channel_reads(channels, out_channels, int(attrs["groups"]))
-    copies = not (top or left or bottom or right)
-    tile = choose_tile(oh, ow, reads.per_group or 1, reads.span * kh * kw, isa, overhang_copies=copies)
     residual = inputs[1].with_block(LANES) if len(inputs) > 1 else None
-    return ConvShape(
+    shape = ConvShape(
         data,
         out,
         residual,
@@ -108,8 +170,9 @@ def conv_shape(inputs: tuple[TensorSpec, ...], weight: Array, attrs: Mapping[str
         float(attrs["low"]),
         float(attrs["high"]),
         str(attrs.get("program", "")),
-        tile,
+        Tile(1, 1, 1),
     )
+    return with_default_tile(shape, isa)
 
 
 def build(shape: ConvShape) -> Any:
@@ -128,6 +191,15 @@ def macs(shape: ConvShape) -> int:
     return int(np.prod(shape.out.shape)) * shape.reads.span * shape.kernel[0] * shape.kernel[1]
 
 
+def is_padded(shape: ConvShape) -> bool:
+    """Whether some tile reads what is not in the input, so that a padded copy is made."""
+    _, _, height, width = shape.data.shape
+    rows, columns = extent(shape)
+    (kh, kw), (sh, sw), (dh, dw) = shape.kernel, shape.strides, shape.dilation
+    tall, wide = (rows - 1) * sh + (kh - 1) * dh + 1, (columns - 1) * sw + (kw - 1) * dw + 1
+    return any(shape.padding) or tall > height or wide > width
+
+
 def _padded(shape: ConvShape, data: Any) -> View:
     """Data with zeros around it, as far as some tile reads; the data itself where nothing is missing."""
     from tvm import tirx
@@ -137,7 +209,7 @@ def _padded(shape: ConvShape, data: Any) -> View:
     view = View(data, shape.data)
     (kh, kw), (sh, sw), (dh, dw), (top, left) = shape.kernel, shape.strides, shape.dilation, shape.padding
     tall, wide = (rows - 1) * sh + (kh - 1) * dh + 1, (columns - 1) * sw + (kw - 1) * dw + 1
-    if not top and not left and tall <= height and wide <= width:
+    if not is_padded(shape):
         return view
     spec = TensorSpec((n, channels, tall, wide), "float32", shape.data.block)
     return View(
@@ -208,6 +280,11 @@ def finished(value: Any, shape: Any) -> Any:
 
 def _chunk_rows(shape: ConvShape) -> int:
     """Output rows whose padded input fits the cache, as tiles; 0 where the whole padded input does or none is made."""
+    if shape.chunk >= 0:
+        return shape.chunk
+    if shape.reads.per_group is None:
+        # Which channels a block reads is data: TVM cannot tell what part of the padded input that is.
+        return 0
     rows, columns = extent(shape)
     row_bytes = shape.data.memory_shape[1] * (shape.data.block or 1) * columns * shape.strides[1] * 4
     if row_bytes * rows * shape.strides[0] <= ROOT_PAD_BYTES:

@@ -8,7 +8,7 @@ Output pixel y = stride * q + p receives kernel rows k = (p + top) % stride + st
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ import numpy as np
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.conv2d_float import finished, tile_reduction
 from lpsn_tvm.schedules.llvm.float_groups import ChannelReads, channel_reads, pack_channels, pack_weight
+from lpsn_tvm.schedules.llvm.float_template import TileSpace, example_array, tile_of, workload_of
 from lpsn_tvm.schedules.llvm.float_tiles import Tile, choose_tile
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.views import LANES
+from lpsn_tvm.schedules.template import Config, Template, decode
 from lpsn_tvm.schedules.views import View, compute, placeholder, prim_func
 
 
@@ -58,7 +60,6 @@ def conv2d_transpose_float(
     oh = (height - 1) * sh + kh + attrs["output_padding"][0] - top - bottom
     ow = (width - 1) * sw + kw + attrs["output_padding"][1] - left - right
     reads, taps = channel_reads(channels, out_channels, groups), (-(-kh // sh), -(-kw // sw))
-    tile = choose_tile(1, -(-ow // sw), reads.per_group or 1, reads.span * taps[0] * taps[1], isa, phases=sw)
     out = TensorSpec((n, out_channels, oh, ow), "float32", LANES)
     shape = TransposeShape(
         data,
@@ -70,12 +71,51 @@ def conv2d_transpose_float(
         float(attrs["low"]),
         float(attrs["high"]),
         str(attrs.get("program", "")),
-        tile,
+        Tile(1, 1, 1),
     )
+    shape = _with_default_tile(shape, isa)
     packed = [_phases(kernel, shape, groups), pack_channels(constants["bias"], out_channels)]
     if reads.per_group is None:
         packed.append(np.asarray(reads.first, np.int32))
-    return Kernel(lambda: build(shape), tuple(packed), out, ("float_conv2d_transpose", shape), (data,))
+    return _template(shape, isa, tuple(packed)).kernel()
+
+
+def _template(shape: TransposeShape, isa: Isa, packed: tuple[Array, ...]) -> Template:
+    """Choices: pixels of a phase's row, and blocks, computed together."""
+    height, width, blocks, steps, phases = _tile_problem(shape)
+    space = TileSpace(height, width, blocks, steps, isa, phases=phases)
+
+    def make(config: Config) -> Kernel:
+        chosen = replace(shape, tile=tile_of(config))
+        return Kernel(lambda: build(chosen), packed, shape.out, ("float_conv2d_transpose", chosen), (shape.data,))
+
+    return Template(
+        "float_conv2d_transpose", workload_of(shape, isa, ("tile",)), space.choices(), asdict(shape.tile), make,
+        lambda config: space.is_valid(config, shape.tile), space.features,
+    )  # fmt: skip
+
+
+def _tile_problem(shape: TransposeShape) -> tuple[int, int, int, int, int]:
+    """One row and the columns of a phase, blocks that may share a tile, reduction steps, phases of a row."""
+    reads, (th, tw), sw = shape.reads, shape.taps, shape.strides[1]
+    return 1, -(-shape.out.shape[3] // sw), reads.per_group or 1, reads.span * th * tw, sw
+
+
+def _with_default_tile(shape: TransposeShape, isa: Isa) -> TransposeShape:
+    height, width, blocks, steps, phases = _tile_problem(shape)
+    return replace(shape, tile=choose_tile(height, width, blocks, steps, isa, phases=phases))
+
+
+def remake(workload: Mapping[str, Any]) -> Template:
+    """The template of a workload, with made-up constants."""
+    isa = Isa(**workload["isa"])
+    shape = _with_default_tile(decode(TransposeShape, {**workload["shape"], "tile": asdict(Tile(1, 1, 1))}), isa)
+    reads, taps, blocks = shape.reads, shape.taps, len(shape.reads.first)
+    weight_shape = (blocks, reads.span // reads.inner, *shape.strides, *taps, reads.inner, LANES)
+    packed = [example_array(weight_shape, (reads.span * taps[0] * taps[1]) ** -0.5), example_array((blocks, LANES))]
+    if reads.per_group is None:
+        packed.append(np.asarray(reads.first, np.int32))
+    return _template(shape, isa, tuple(packed))
 
 
 def _per_output(weight: Array, groups: int) -> Array:

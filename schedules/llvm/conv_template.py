@@ -12,11 +12,11 @@ import numpy as np
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.conv_core import chunk_of, convolution, default_chunk
 from lpsn_tvm.schedules.llvm.dot import BLOCK
-from lpsn_tvm.schedules.llvm.geometry import Geometry, Phases
+from lpsn_tvm.schedules.llvm.geometry import Geometry
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.tiles import TALLEST, WIDEST, Tile, choose_tile, estimate, fits, registers
 from lpsn_tvm.schedules.llvm.tir import MAGIC_BITS
-from lpsn_tvm.schedules.template import Config, Template
+from lpsn_tvm.schedules.template import Config, Template, decode
 
 HOPELESS = 2.5
 """Tiles that the analytic estimate puts this far behind the best one are not tried."""
@@ -118,31 +118,34 @@ def _features(g: Geometry, isa: Isa, blocks: int, least: float, config: Config) 
 
 
 def remake(workload: Mapping[str, Any]) -> Template:
-    """The template of a workload, with seeded constants whose products neither vanish nor saturate."""
-    fields = {key: _tuples(value) for key, value in workload["geometry"].items()}
-    if fields.get("phases") is not None:
-        fields["phases"] = Phases(**{key: _tuples(value) for key, value in workload["geometry"]["phases"].items()})
-    g = Geometry(**fields, tile=Tile(1, 1, 1))
-    generator = np.random.default_rng(0)
+    """The template of a workload, with made-up constants."""
+    g = decode(Geometry, {**workload["geometry"], "tile": asdict(Tile(1, 1, 1))})
     steps = g.reduce_blocks * g.kernel[0] * g.kernel[1] * g.in_block
-    packed = (
-        generator.integers(-127, 128, g.weight_shape).astype(g.weight_dtype),
-        generator.integers(-1000, 1000, (g.out_blocks, BLOCK)).astype(np.int32),
-        generator.uniform(0.5, 1.5, (g.out_blocks, BLOCK)).astype(np.float32) / np.float32(127 * math.sqrt(steps)),
-        np.array([-128, 127, 0.5, 0], np.float32),
-        np.array([128, 128 - MAGIC_BITS, 128, 0] if g.out_dtype == "uint8" else [0, -MAGIC_BITS, 0, 0], np.int32),
-    )
-    data, out = _spec(g.in_shape, g.in_dtype), _spec(g.out_shape, g.out_dtype)
+    packed = example_constants(g.weight_shape, g.weight_dtype, g.out_blocks, steps, g.out_dtype)
+    data, out = spec_of_memory(g.in_shape, g.in_dtype), spec_of_memory(g.out_shape, g.out_dtype)
     wanted = (data, out) if g.has_residual else (data,)
     isa = Isa(**workload["isa"])
     return convolution_template(str(workload["kernel"]), g, isa, packed, out, wanted, int(workload["max_blocks"]))
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+def example_constants(
+    weight_shape: tuple[int, ...], weight_dtype: str, blocks: int, steps: int, out_dtype: str
+) -> tuple[Array, ...]:
+    """Seeded weight, bias, scale and parameters of an integer layer whose outputs neither vanish nor all saturate;
+    `steps` products make an output.
+    """
+    generator = np.random.default_rng(0)
+    zero_point = 128 if out_dtype == "uint8" else 0
+    return (
+        generator.integers(-127, 128, weight_shape).astype(weight_dtype),
+        generator.integers(-1000, 1000, (blocks, BLOCK)).astype(np.int32),
+        generator.uniform(0.5, 1.5, (blocks, BLOCK)).astype(np.float32) / np.float32(127 * math.sqrt(steps)),
+        np.array([-128, 127, 0.5, 0], np.float32),
+        np.array([zero_point, zero_point - MAGIC_BITS, zero_point, 0], np.int32),
+    )
 
 
-def _spec(memory: tuple[int, ...], dtype: str) -> TensorSpec:
+def spec_of_memory(memory: tuple[int, ...], dtype: str) -> TensorSpec:
     """A spec of that memory shape: [N, C/b, H, W, b] and [N, K/b, b] are blocked, the others plain."""
     if len(memory) in (3, 5):
         return TensorSpec((memory[0], memory[1] * memory[-1], *memory[2:-1]), dtype, memory[-1])

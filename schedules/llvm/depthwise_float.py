@@ -4,8 +4,9 @@ positions unrolled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import numpy as np
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.schedules.llvm.conv2d_float import PARALLEL_MACS, finished
 from lpsn_tvm.schedules.llvm.float_groups import pack_channels
+from lpsn_tvm.schedules.llvm.float_template import example_array, workload_of
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.views import LANES
+from lpsn_tvm.schedules.template import Config, Template, decode
 from lpsn_tvm.schedules.views import View, compute, has_block, placeholder, prim_func
 
 UNROLLED_TAPS = 25
@@ -68,14 +71,36 @@ def depthwise_float(
     taps = np.zeros((blocks * LANES, kh, kw), np.float32)
     taps[:channels] = weight[:, 0]
     packed = np.ascontiguousarray(taps.reshape(blocks, LANES, kh, kw).transpose(0, 2, 3, 1))
+    return _template(shape, isa, (packed, pack_channels(constants["bias"], channels))).kernel()
+
+
+def _template(shape: DepthwiseShape, isa: Isa, packed: tuple[Array, ...]) -> Template:
+    """Choice: pixels of a row computed together."""
     read = (shape.data,) if shape.residual is None else (shape.data, shape.residual)
-    return Kernel(
-        lambda: build(shape),
-        (packed, pack_channels(constants["bias"], channels)),
-        shape.out,
-        ("float_depthwise", shape),
-        read,
-    )
+    parts, width = max(1, LANES // isa.float_lanes), shape.out.shape[3]
+
+    def make(config: Config) -> Kernel:
+        chosen = replace(shape, columns=int(config["columns"]))
+        return Kernel(lambda: build(chosen), packed, shape.out, ("float_depthwise", chosen), read)
+
+    def features(config: Config) -> tuple[float, ...]:
+        columns = int(config["columns"])
+        taps = shape.kernel[0] * shape.kernel[1]
+        return float(columns), columns * parts / isa.registers, math.log2(width / columns), float(taps)
+
+    columns = tuple(c for c in range(1, min(width, isa.registers) + 1) if width % c == 0 and c * parts <= isa.registers)
+    workload = workload_of(shape, isa, ("columns",))
+    default = {"columns": shape.columns}
+    return Template("float_depthwise", workload, {"columns": columns}, default, make, featurizer=features)
+
+
+def remake(workload: Mapping[str, Any]) -> Template:
+    """The template of a workload, with made-up constants."""
+    isa = Isa(**workload["isa"])
+    shape = decode(DepthwiseShape, {**workload["shape"], "columns": 1})
+    blocks, (kh, kw) = shape.out.blocks, shape.kernel
+    packed = (example_array((blocks, kh, kw, LANES), (kh * kw) ** -0.5), example_array((blocks, LANES)))
+    return _template(replace(shape, columns=_columns(shape.out.shape[3], isa)), isa, packed)
 
 
 def _columns(width: int, isa: Isa) -> int:

@@ -8,8 +8,9 @@ dilated, taps go one at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,16 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
+from lpsn_tvm.schedules.llvm.conv_template import example_constants
 from lpsn_tvm.schedules.llvm.dot import BLOCK, dot, lanes_of, quad_of, store_epilogue
 from lpsn_tvm.schedules.llvm.isa import Isa
 from lpsn_tvm.schedules.llvm.tir import loop, map_elements, nest, prim_func, unravel, vcast, vector, vload, vstore
 from lpsn_tvm.schedules.llvm.weights import parameters, per_channel
+from lpsn_tvm.schedules.template import Config, Template, decode
 
 SCRATCH_BYTES = 24 * 1024
+MOST_PIXELS = 14
+"""Most pixels of a row that are computed together."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,54 @@ def depthwise(
         per_channel(constants["scale"], "float32", channels),
         *parameters(attrs),
     )
+    return _template(g, isa, packed).kernel()
+
+
+def _template(g: Geometry, isa: Isa, packed: tuple[Array, ...]) -> Template:
+    """Choices: output rows of a task, and pixels computed together."""
     wanted = (g.data, g.out) if g.has_residual else (g.data,)
-    return Kernel(lambda: _function(g, isa), packed, g.out, ("depthwise_int8", isa, g), wanted)
+    height, width = g.out.shape[2:]
+    pieces = BLOCK // lanes_of(isa)
+
+    def make(config: Config) -> Kernel:
+        chosen = replace(g, rows=int(config["rows"]), pixels=int(config["pixels"]))
+        return Kernel(lambda: _function(chosen, isa), packed, g.out, ("depthwise_int8", isa, chosen), wanted)
+
+    def features(config: Config) -> tuple[float, ...]:
+        rows, pixels = int(config["rows"]), int(config["pixels"])
+        chosen, chunks = replace(g, rows=rows, pixels=pixels), -(-height // rows)
+        return (
+            float(rows), float(pixels), pixels * pieces / isa.registers, chunks * rows / height,
+            -(-width // pixels) * pixels / width, chosen.in_rows / (rows * g.strides[0]),
+            math.log2(chosen.in_rows * g.columns * BLOCK), math.log2(g.out.shape[0] * g.out.blocks * chunks),
+            float(g.kernel[0] * g.groups_per_row), math.log2(height * width),
+        )  # fmt: skip
+
+    rows = tuple(r for r in sorted({1, 2, 4, 7, 8, 14, 16, 28, 32, 56, 64, g.rows, height}) if r <= height)
+    # Same memory, same code: channels beyond the last block's are not part of the workload.
+    fields = asdict(replace(g, data=_whole_blocks(g.data), out=_whole_blocks(g.out)))
+    workload = {
+        "isa": asdict(isa),
+        "geometry": {name: value for name, value in fields.items() if name not in ("rows", "pixels")},
+    }
+    return Template(
+        "depthwise_int8", workload, {"rows": rows, "pixels": tuple(range(1, min(width, MOST_PIXELS) + 1))},
+        {"rows": g.rows, "pixels": g.pixels}, make,
+        lambda config: int(config["pixels"]) * pieces <= isa.registers, features,
+    )  # fmt: skip
+
+
+def _whole_blocks(spec: TensorSpec) -> TensorSpec:
+    return TensorSpec((spec.shape[0], spec.blocks * spec.block, *spec.shape[2:]), spec.dtype, spec.block)
+
+
+def remake(workload: Mapping[str, Any]) -> Template:
+    """The template of a workload, with made-up constants."""
+    g = decode(Geometry, {**workload["geometry"], "rows": 1, "pixels": 1})
+    g = replace(g, rows=_rows(g), pixels=_pixels(g.out.shape[3]))
+    shape, dtype = (g.out.blocks, g.kernel[0], g.groups_per_row, BLOCK, g.quad), "int16" if g.quad == 2 else "int8"
+    packed = example_constants(shape, dtype, g.out.blocks, g.kernel[0] * g.kernel[1], g.out.dtype)
+    return _template(g, Isa(**workload["isa"]), packed)
 
 
 def pack_taps(weight: Array, quad: int) -> Array:
@@ -95,14 +146,21 @@ def _geometry(data: TensorSpec, weight: Array, attrs: Mapping[str, Any], has_res
     quad = quad_of(isa, data.dtype) if dx == 1 else 1
     taps = -(-kw // quad) * quad
     columns = max(left + width, (ow - 1) * sx + max((kw - 1) * dx + 1, taps))
-    # A task's rows stay in the first-level cache.
-    fitting = max(1, SCRATCH_BYTES // (columns * BLOCK))
-    rows = max(1, min(oh, (fitting - (kh - 1) * dy - 1) // sy + 1))
     out = TensorSpec((batch, channels, oh, ow), str(attrs.get("out_dtype", "uint8")), BLOCK)
-    pixels = next(p for p in (8, 7, 6, 5, 4, 3, 2, 1) if p <= ow and (ow % p == 0 or p <= 4))
-    return Geometry(
-        data, out, (kh, kw), (sy, sx), (dy, dx), (top, left, bottom, right), quad, has_residual, columns, rows, pixels
-    )
+    pads = (top, left, bottom, right)
+    g = Geometry(data, out, (kh, kw), (sy, sx), (dy, dx), pads, quad, has_residual, columns, 1, _pixels(ow))
+    return replace(g, rows=_rows(g))
+
+
+def _rows(g: Geometry) -> int:
+    """Rows of a task by default: its input stays in the first-level cache."""
+    fitting = max(1, SCRATCH_BYTES // (g.columns * BLOCK))
+    return max(1, min(g.out.shape[2], (fitting - (g.kernel[0] - 1) * g.dilation[0] - 1) // g.strides[0] + 1))
+
+
+def _pixels(width: int) -> int:
+    """Pixels together by default."""
+    return next(p for p in (8, 7, 6, 5, 4, 3, 2, 1) if p <= width and (width % p == 0 or p <= 4))
 
 
 def _function(g: Geometry, isa: Isa) -> Any:

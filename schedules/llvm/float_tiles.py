@@ -9,6 +9,9 @@ from lpsn_tvm.schedules.llvm.views import LANES
 
 L1_BYTES = 32 * 1024
 
+TALLEST, WIDEST, MOST_BLOCKS = 8, 28, 8
+"""Most rows, columns and channel blocks of a tile."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -50,26 +53,34 @@ def choose_tile(
         Weight vectors per block and step: a strided transposed convolution computes so many outputs of each input pixel
         together.
     """
+    problem = (height, width, reduction, isa, overhang_copies, phases)
+    tiles = [
+        Tile(rows, columns, blocks)
+        for blocks in range(1, min(MOST_BLOCKS, channel_blocks) + 1)
+        if channel_blocks % blocks == 0
+        for rows in range(1, min(TALLEST, height) + 1)
+        for columns in range(1, min(WIDEST, width) + 1)
+        if fits(Tile(rows, columns, blocks), isa, phases)
+    ]
+    return min(tiles, key=lambda tile: estimate(tile, *problem), default=Tile(1, 1, 1))
+
+
+def fits(tile: Tile, isa: Isa, phases: int = 1) -> bool:
+    """Whether accumulators, weights of one step and one broadcast pixel stay in registers."""
     parts = max(1, LANES // isa.float_lanes)
-    best: tuple[float, Tile] | None = None
-    for blocks in range(1, min(8, channel_blocks) + 1):
-        if channel_blocks % blocks:
-            continue
-        for rows in range(1, min(8, height) + 1):
-            for columns in range(1, min(28, width) + 1):
-                pixels = rows * columns
-                # Accumulators, weights of one step, one broadcast pixel.
-                if (pixels * blocks + blocks) * phases * parts + 1 > isa.registers:
-                    break
-                cost = _cycles(pixels, blocks, parts * phases, reduction)
-                covered = -(-height // rows) * rows * -(-width // columns) * columns
-                # Ties: wide tiles, because their pixels are neighbours in memory.
-                cost = cost * covered / (pixels * height * width) * (1 + 0.01 * (rows - 1))
-                if overhang_copies and covered > height * width:
-                    cost *= 1.15
-                if best is None or cost < best[0]:
-                    best = (cost, Tile(rows, columns, blocks))
-    return best[1] if best else Tile(1, 1, 1)
+    return (tile.rows * tile.columns + 1) * tile.blocks * phases * parts + 1 <= isa.registers
+
+
+def estimate(
+    tile: Tile, height: int, width: int, reduction: int, isa: Isa, overhang_copies: bool = False, phases: int = 1
+) -> float:
+    """Cycles of a reduction step per useful pixel and channel block; see `choose_tile`."""
+    pixels, parts = tile.rows * tile.columns, max(1, LANES // isa.float_lanes)
+    cost = _cycles(pixels, tile.blocks, parts * phases, reduction)
+    covered = -(-height // tile.rows) * tile.rows * -(-width // tile.columns) * tile.columns
+    # Ties: wide tiles, because their pixels are neighbours in memory.
+    cost = cost * covered / (pixels * height * width) * (1 + 0.01 * (tile.rows - 1))
+    return cost * 1.15 if overhang_copies and covered > height * width else cost
 
 
 def _cycles(pixels: int, blocks: int, parts: int, reduction: int) -> float:
