@@ -26,6 +26,7 @@ Not run on a GPU so far: everything that needs one, which is why there is no res
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import subprocess
 import sys
 import tempfile
@@ -189,7 +190,9 @@ def first_call(path: Path, shape: tuple[int, ...]) -> dict[str, float]:
     return {"load_seconds": load, "first_call_seconds": call}
 
 
-def measure(folder: Path, network: str, batch: int, cases: dict[Case, Any], options: Any) -> dict[str, Any]:
+def measure(
+    folder: Path, network: str, batch: int, cases: dict[Case, Any], bounds: dict[str, float], options: Any
+) -> dict[str, Any]:
     """One network at one batch size: every contender's median, and how many times faster than each peer."""
     import torch
 
@@ -215,7 +218,15 @@ def measure(folder: Path, network: str, batch: int, cases: dict[Case, Any], opti
                 rows[name][f"times_faster_than {peer}"] = float(ratio)
         if name in modules:
             rows[name]["programs"] = modules[name].details()["programs"]
+            rows[name]["kernels"] = kernels(modules[name], bounds)
     return rows
+
+
+def kernels(module: Any, bounds: dict[str, float]) -> list[dict[str, Any]]:
+    """Every kernel's time, work and share of its roofline."""
+    return [
+        {**dataclasses.asdict(kernel), "roofline_share": kernel.roofline_share(**bounds)} for kernel in module.profile()
+    ]
 
 
 def show(network: str, batch: int, rows: dict[str, Any]) -> None:
@@ -225,6 +236,12 @@ def show(network: str, batch: int, rows: dict[str, Any]) -> None:
         ratios = [f"{row[f'times_faster_than {p}']:.2f}x {p}" for p in (COMPILED, TENSORRT, "W8A8")
                   if f"times_faster_than {p}" in row]  # fmt: skip
         print(f"  {name:22s} {row['median_ms']:9.4f} ms  {', '.join(ratios)}", flush=True)
+    print(f"  {'kernels of W8A8':40s} {'ms':>9s} {'MB':>9s} {'GOP':>9s}  roofline")
+    for kernel in rows.get("W8A8", {}).get("kernels", ()):
+        print(
+            f"  {kernel['layer'][-40:]:40s} {kernel['milliseconds']:9.4f} {kernel['bytes'] / 1e6:9.3f} "
+            f"{kernel['operations'] / 1e9:9.3f}  {kernel['roofline_share']:7.0%}"
+        )
 
 
 def main() -> None:
@@ -278,7 +295,7 @@ def run(folder: Path, cases: dict[Case, Any], options: Any) -> None:
     print(f"{gpu}: copies {copies:.2f} TB/s, 8-bit products {products:.0f} TOPS")
     results: dict[str, Any] = {"exact": sorted(case.stem for case in cases), "limits": bounds}
     for network, batch in dict.fromkeys((case.network, case.batch) for case in cases):
-        rows = measure(folder, network, batch, cases, options)
+        rows = measure(folder, network, batch, cases, bounds, options)
         results[f"{network}, batch {batch}"] = rows
         show(network, batch, rows)
     for case in cases:

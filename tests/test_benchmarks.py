@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks import cuda_kit, models
 from benchmarks.cuda_kit import VARIANTS, Case
+from lpsn_tvm.targets.cuda_profile import KernelTime
 
 CASES = (Case("resnet20", VARIANTS[0], 2), Case("resnet20", VARIANTS[4], 2))
 
@@ -106,6 +107,7 @@ def _load(path: Path) -> Any:
     class Module:
         __call__ = staticmethod(call)
         details = staticmethod(lambda: {"programs": []})
+        profile = staticmethod(lambda: [KernelTime("conv1", "conv2d_mma", 2.0, 10**7, 10**8)])
 
     return Module()
 
@@ -122,6 +124,8 @@ def test_measuring_keeps_medians_and_ratios(
     rows = kept["resnet20, batch 2"]
     assert set(rows) == {"W8A8", "W8A8, 50 % removed", "torch eager fp16", "torch.compile fp16"}
     for name in ("W8A8", "W8A8, 50 % removed"):
+        # 10 MB at 10 GB/s and 0.1 GOP at 100 GOP/s: one millisecond, of two.
+        assert rows[name]["kernels"][0]["roofline_share"] == pytest.approx(0.5)
         ratio = rows["torch.compile fp16"]["median_ms"] / rows[name]["median_ms"]
         assert rows[name]["times_faster_than torch.compile fp16"] == pytest.approx(ratio, rel=0.8)
     assert "exact" in capsys.readouterr().out
