@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import cuda_sass
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from lpsn_tvm.schedules.cuda.conv2d_mma import conv2d
 from lpsn_tvm.schedules.cuda.geometry import Tile
 from lpsn_tvm.schedules.cuda.isa import ARCHITECTURES, CudaIsa
-from lpsn_tvm.schedules.cuda.tiles import candidates
+from lpsn_tvm.schedules.cuda.tiles import SHAPES
 from lpsn_tvm.schedules.kernel import Kernel, TensorSpec
 from lpsn_tvm.targets.cuda_compile import cuda_source
 
@@ -48,9 +47,10 @@ def _code(kernels: dict[str, Kernel], arch: str) -> dict[str, cuda_sass.KernelCo
 def _check(code: cuda_sass.KernelCode, arch: str, kernel: Kernel) -> None:
     """One instruction (four on sm_75) per 16 x 8 results and pair of k-steps; no other products, no local memory."""
     tile: Tile = kernel.key[2].tile
-    per_stage = tile.m_tiles * tile.n_blocks * 4 * tile.ksteps // 2 * (4 if arch == "sm_75" else 1)
+    ksteps = tile.ksteps // tile.slices
+    per_stage = tile.m_tiles * tile.n_blocks * 4 * ksteps // 2 * (4 if arch == "sm_75" else 1)
     assert code.tensor_core == code.count(INSTRUCTIONS[arch]) == per_stage
-    assert code.count("LDSM") >= tile.m_tiles * tile.ksteps
+    assert code.count("LDSM") >= tile.m_tiles * ksteps
     assert (code.spill_bytes, code.stack_bytes, code.local_memory) == (0, 0, 0)
     assert code.registers * tile.threads <= 65536
 
@@ -63,15 +63,11 @@ def test_four_bit_instructions(arch: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", INSTRUCTIONS)
-def test_every_tile(arch: str) -> None:
+def test_default_kernels_and_every_shape(arch: str) -> None:
     isa = ARCHITECTURES[arch]
-    kernels = {}
-    for channels in (128, 12):
-        geometry: Any = _conv2d(isa, SMALL, channels).key[2]
-        for tile in candidates(geometry, isa):
-            if tile.splits == 1 and tile.ksteps % 2 == 0:
-                kernels[f"c{channels}_{tile.rows}x{tile.columns}_{tile.ksteps}"] = _conv2d(isa, tile, channels)
-    assert len(kernels) > 15
+    tiles = {f"tile{rows}x{columns}_{m}x{n}": Tile(rows, columns, m, n, 2, 2) for rows, columns, m, n in SHAPES}
+    kernels = {name: _conv2d(isa, tile) for name, tile in tiles.items()} if arch in ("sm_75", "sm_80") else {}
+    kernels |= {"default": _conv2d(isa, None), "narrow": _conv2d(isa, None, 12)}
     for name, code in _code(kernels, arch).items():
         _check(code, arch, kernels[name])
 
