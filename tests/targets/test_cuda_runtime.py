@@ -8,6 +8,8 @@ import dataclasses
 import gc
 import multiprocessing
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -158,6 +160,37 @@ def test_after_a_fault_the_module_says_that_the_process_is_lost(network: SmallNe
     driver.fail("", 0)
     with pytest.raises(ArtifactError, match=r"cannot be used any more since: cuStreamSynchronize: .*error 700"):
         module(feed())
+
+
+BARE = """
+import ctypes, importlib.abc, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("tvm", "tvm_ffi", "torch", "onnx", "scipy", "typer", "rich", "PIL"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+import numpy as np
+import lpsn_tvm
+from lpsn_tvm.targets import cuda_driver
+
+cuda_driver.LIBRARY, path, *entries = sys.argv[1:]
+table = (ctypes.c_char_p * (len(entries) + 1))(*(entry.encode() for entry in entries), None)
+ctypes.CDLL(cuda_driver.LIBRARY).fake_set_parameter_counts(table)
+module = lpsn_tvm.load(path)
+result = module(np.zeros(module.inputs[0].shape, np.float32))
+print(list(result.shape), len(module.profile()), module.benchmark() > 0, module.details()["this_machine"])
+"""
+
+
+def test_modules_run_where_only_numpy_is(network: SmallNetwork, driver: FakeDriver, tmp_path: Any) -> None:
+    path = network.module().save(tmp_path / "module.lpsn")
+    entries = {f"{launch.kernel}={len(launch.arguments)}" for launch in network.program.launches}
+    command = [sys.executable, "-c", BARE, str(driver.path), str(path), *entries]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    shape, count = list(network.program.outputs[0].shape), len(network.program.launches)
+    assert printed.strip() == f"{shape} {count} True Test GPU (sm_86) runs the program for sm_86"
 
 
 def test_stepwise_an_error_names_the_layer(network: SmallNetwork, driver: FakeDriver, monkeypatch: Any) -> None:
