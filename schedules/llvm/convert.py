@@ -168,19 +168,12 @@ def _pixel_loop(count: int, pixels: int, emit: Callable[[Any, Any, int], None]) 
         emit(plane, T.min(group * lanes, pixels - lanes) if pixels % lanes else group * lanes, lanes)
 
 
-def _emit_blocking(out: TensorSpec, source: Any, target: Any, function: Callable[[Any, int], Any]) -> None:
-    """Plain -> blocked: load 16 pixels of each channel, apply the function, transpose, store whole pixels."""
-    batch, channels, pixels, blocks = _geometry(out)
-    block = out.block
+def _block_loop(
+    batch: int, channels: int, pixels: int, block: int, emit: Callable[[Any, Any, int, Any, int], None]
+) -> None:
+    """`emit(plane, block of channels, channels that exist, first pixel, lanes)` over all blocks of all samples."""
     whole, rest = divmod(channels, block)
-
-    def emit(plane: Any, c: Any, valid: int, first: Any, lanes: int) -> None:
-        # plane counts (n, c): n * blocks + c.
-        n = T.floordiv(plane, blocks) if blocks > 1 else plane
-        base = (n * channels + c * block) * pixels + first
-        zero = vector(tirx.const(0, out.dtype), lanes)
-        rows = [function(vload(source, base + i * pixels, lanes), lanes) if i < valid else zero for i in range(block)]
-        vstore(target, (plane * pixels + first) * block, _transposed(rows, lanes), lanes * block)
+    blocks = -(-channels // block)
 
     def every(plane: Any, first: Any, lanes: int) -> None:
         c = T.floormod(plane, blocks) if blocks > 1 else 0
@@ -196,11 +189,26 @@ def _emit_blocking(out: TensorSpec, source: Any, target: Any, function: Callable
     _pixel_loop(batch * blocks, pixels, every)
 
 
+def _emit_blocking(out: TensorSpec, source: Any, target: Any, function: Callable[[Any, int], Any]) -> None:
+    """Plain -> blocked: load 16 pixels of each channel, apply the function, transpose, store whole pixels."""
+    batch, channels, pixels, blocks = _geometry(out)
+    block = out.block
+
+    def emit(plane: Any, c: Any, valid: int, first: Any, lanes: int) -> None:
+        # plane counts (n, c): n * blocks + c.
+        n = T.floordiv(plane, blocks) if blocks > 1 else plane
+        base = (n * channels + c * block) * pixels + first
+        zero = vector(tirx.const(0, out.dtype), lanes)
+        rows = [function(vload(source, base + i * pixels, lanes), lanes) if i < valid else zero for i in range(block)]
+        vstore(target, (plane * pixels + first) * block, _transposed(rows, lanes), lanes * block)
+
+    _block_loop(batch, channels, pixels, block, emit)
+
+
 def _emit_unblocking(data: TensorSpec, source: Any, target: Any, function: Callable[[Any, int], Any]) -> None:
     """Blocked -> plain: load whole pixels, take channels apart, apply the function, store those that exist."""
     batch, channels, pixels, blocks = _geometry(data)
     block = data.block
-    whole, rest = divmod(channels, block)
 
     def emit(plane: Any, c: Any, valid: int, first: Any, lanes: int) -> None:
         n = T.floordiv(plane, blocks) if blocks > 1 else plane
@@ -214,18 +222,7 @@ def _emit_unblocking(data: TensorSpec, source: Any, target: Any, function: Calla
             )
             vstore(target, base + i * pixels, function(row, lanes), lanes)
 
-    def every(plane: Any, first: Any, lanes: int) -> None:
-        c = T.floormod(plane, blocks) if blocks > 1 else 0
-        if not rest or not whole:
-            emit(plane, c, rest or block, first, lanes)
-            return
-        with T.If(c < whole):
-            with T.Then():
-                emit(plane, c, block, first, lanes)
-            with T.Else():
-                emit(plane, c, rest, first, lanes)
-
-    _pixel_loop(batch * blocks, pixels, every)
+    _block_loop(batch, channels, pixels, block, emit)
 
 
 def _emit_reblocking(
