@@ -160,11 +160,15 @@ class BlockProgram:
             block = self._block(n)
             with when(True if g.packed_blocks == g.out_blocks else block < g.out_blocks):
                 if self.workspace is None:
-                    self.epilogue.load(self._channel(block))
+                    self.epilogue.load(self._channel(block), count)
+                    for i in range(count if g.has_residual else 0):
+                        at, is_inside = places(i, block)
+                        with when(is_inside):
+                            self.epilogue.fetch(self._channel(at), i)
                 for i in range(count):
                     at, is_inside = places(i, block)
                     with when(is_inside):
-                        self._write(self._sums(i, n), self._channel(at))
+                        self._write(self._sums(i, n), self._channel(at), i)
 
     def _row(self, i: Any) -> Any:
         """Row of the product that holds this lane's pixel `i`."""
@@ -205,18 +209,19 @@ class BlockProgram:
             is_there.append(True if g.packed_blocks == g.out_blocks else block < g.out_blocks)
             with when(is_there[0]), when(is_there[1]):
                 at, is_inside = self._places([self._row(T.truncmod(item, count))])(0, block)
-                sums = self._added(lambda s, item=item: ((s * group + warp) * items + item) * item_bytes)
+                first, step = (warp * items + item) * item_bytes, group * items * item_bytes
+                sums = self._added(first, step)
                 if self.workspace is None:
                     self.epilogue.load(self._channel(block))
                 with when(is_inside):
                     self._write(sums, self._channel(at))
 
-    def _added(self, place: Callable[[int], Any]) -> list[Any]:
-        """Sums over the slices of what lies at `place(slice)`."""
+    def _added(self, first: Any, step: int) -> list[Any]:
+        """Sums over the slices of what lies at `first` and every `step` bytes."""
         sums, part = registers(CHANNELS), registers(CHANNELS)
         for s in range(self.g.tile.slices):
             for half in range(2):
-                source = pointer(self.products.memory, place(s) + self.lane * 16 + half * (WARP * 16))
+                source = pointer(self.products.memory, first + s * step + self.lane * 16 + half * (WARP * 16))
                 call(intrinsics.copy(16), pointer(part if s else sums, half * 4), source)
             for i in range(CHANNELS if s else 0):
                 store(sums, i, sums[i] + part[i])
@@ -254,9 +259,9 @@ class BlockProgram:
 
         return place
 
-    def _write(self, sums: list[Any], at: Any) -> None:
+    def _write(self, sums: list[Any], at: Any, fetched: int | None = None) -> None:
         if self.workspace is None:
-            self.epilogue.finish(sums, at)
+            self.epilogue.finish(sums, at, fetched=fetched)
             return
         size = self.g.batch * self.g.out_blocks * self.g.out_size[0] * self.g.out_size[1] * BLOCK
         self._put(sums, self.workspace, self.split * size + at, 4)

@@ -49,8 +49,9 @@ def convolution(geometry: ConvGeometry, isa: CudaIsa) -> Any:
         weight, bias, scale, floats, integers, padding, out, *parts = rest[1:] if g.has_residual else rest
         is_unpacked = g.weight_bits == 4 and not g.multiplies_nibbles
         epilogue = Epilogue(
-            bias, scale, floats, integers, residual, out, g.out_dtype, is_unpacked, g.multiplies_nibbles
-        )
+            bias, scale, floats, integers, residual, out, g.out_dtype, is_unpacked, g.multiplies_nibbles,
+            g.clamps_residual,
+        )  # fmt: skip
         workspace = parts[0] if parts else None
         with launch((g.row_tiles * g.column_tiles, g.tile.splits), g.tile.threads) as (blocks, thread):
             BlockProgram(g, isa, data, weight, padding, epilogue, workspace, blocks[0], blocks[1], thread).emit()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm.schedules.cuda.conv_launches import convolution
+from lpsn_tvm.schedules.cuda.epilogue import is_small_residual
 from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Tile, reduction
 from lpsn_tvm.schedules.cuda.isa import BLOCK, WARP, CudaIsa
 from lpsn_tvm.schedules.cuda.tiles import (
@@ -68,7 +69,8 @@ class ConvLayer:
 
     def with_tile(self, tile: Tile) -> ConvGeometry:
         """The geometry of a tile, which decides what input blocks of which groups a block of channels reads."""
-        geometry = replace(self.geometry, tile=tile, uses_dots=not self.isa.has_mma_s8)
+        clamps = self.geometry.has_residual and not is_small_residual(self.attrs)
+        geometry = replace(self.geometry, tile=tile, uses_dots=not self.isa.has_mma_s8, clamps_residual=clamps)
         if geometry.group is None:
             return geometry
         outputs, in_per_group = self.constants["weight"].shape[:2]

@@ -4,13 +4,17 @@ eight neighbouring channels at a time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from lpsn_tvm.schedules.cuda import intrinsics
+from lpsn_tvm.schedules.cuda.isa import CudaIsa
 from lpsn_tvm.schedules.cuda.tir import call, pointer, registers, store
+from lpsn_tvm.schedules.kernel import Array
 
 CHANNELS = 8
 """Channels that a thread finishes at once: 8 bytes of output."""
@@ -32,6 +36,10 @@ class Epilogue:
         The sums are 16 times too large (4-bit weights that were unpacked).
     is_shifted : bool
         The sums are those of 4-bit weights, which have a power of two left out.
+    clamps_residual : bool
+        Whether residuals may reach 2**20 in units of the output (see `is_small_residual`).
+    saturation : str
+        "" where outputs are clamped; what `saturation_of` says otherwise.
     """
 
     bias: Any
@@ -43,10 +51,12 @@ class Epilogue:
     out_dtype: str
     is_scaled: bool
     is_shifted: bool = False
+    clamps_residual: bool = True
+    saturation: str = ""
 
-    def load(self, channel: Any) -> None:
+    def load(self, channel: Any, pixels: int = 1) -> None:
         """Read bias and scale of `CHANNELS` channels into registers, and the numbers of the layer: what follows a
-        condition would read them again and again.
+        condition would read them again and again. Residuals of `pixels` pixels can be fetched ahead.
         """
         self.float_values, self.integer_values = registers(4, "float32"), registers(4)
         call(intrinsics.copy(16), pointer(self.float_values), pointer(self.floats))
@@ -55,13 +65,20 @@ class Epilogue:
         self.scale_values = registers(CHANNELS, "float32")
         self.results = registers(CHANNELS, "float32" if self.out_dtype == "float32" else "int32")
         if self.residual is not None:
-            self.others = registers(CHANNELS, self.residual.dtype)
+            self.fetched, self.others = registers(2 * pixels), registers(CHANNELS, "float32")
         for i in range(0, CHANNELS, 4):
             call(intrinsics.copy(16), pointer(self.bias_values, i), pointer(self.bias, channel + i))
             call(intrinsics.copy(16), pointer(self.scale_values, i), pointer(self.scale, channel + i))
 
-    def finish(self, sums: list[Any], at: Any, *, has_bias: bool = False) -> None:
-        """Write the outputs of eight sums to `out[at ...]`; `has_bias` says that the sums began with `bias_values`."""
+    def fetch(self, at: Any, pixel: int) -> None:
+        """Begin to read the residual of one pixel."""
+        if self.residual is not None:
+            call(intrinsics.copy(8), pointer(self.fetched, 2 * pixel), pointer(self.residual, at))
+
+    def finish(self, sums: list[Any], at: Any, *, has_bias: bool = False, fetched: int | None = None) -> None:
+        """Write the outputs of eight sums to `out[at ...]`; `has_bias` says that the sums began with `bias_values`,
+        `fetched` as which pixel the residual was fetched ahead.
+        """
         values = []
         for i, total in enumerate(sums):
             if self.is_scaled:
@@ -78,20 +95,47 @@ class Epilogue:
                 call(intrinsics.copy(16), pointer(self.out, at + i), pointer(self.results, i))
             return
         if self.residual is not None:
-            call(intrinsics.copy(8), pointer(self.others), pointer(self.residual, at))
+            if fetched is None:
+                self.fetch(at, 0)
+            words, zero_point = pointer(self.fetched, 2 * (fetched or 0)), self.integer_values[1]
+            call(intrinsics.residual(self.residual.dtype == "int8"), pointer(self.others), words, zero_point)
+            add = intrinsics.with_residual(self.clamps_residual)
             values = [
-                call(
-                    intrinsics.WITH_RESIDUAL,
-                    value,
-                    T.cast(self.others[i], "int32"),
-                    self.integer_values[1],
-                    self.float_values[2],
-                    returns="float32",
-                )
+                call(add, value, self.others[i], self.float_values[2], returns="float32")
                 for i, value in enumerate(values)
             ]
+        if self.saturation:
+            for i, value in enumerate(values):
+                store(self.results, i, call(intrinsics.TO_INTEGER, value, returns="int32"))
+            saturated = intrinsics.store_saturated(self.out_dtype == "int8", self.saturation == "full")
+            call(saturated, pointer(self.out, at), pointer(self.results), self.integer_values[0])
+            return
         for i, value in enumerate(values):
             result = call(intrinsics.ROUNDED, value, self.float_values[0], self.float_values[1], returns="int32")
             store(self.results, i, result)
         store_bytes = intrinsics.store_bytes(self.out_dtype == "int8")
         call(store_bytes, pointer(self.out, at), pointer(self.results), self.integer_values[0])
+
+
+def is_small_residual(attrs: Mapping[str, Any]) -> bool:
+    """Whether no residual byte, less its zero point and times its multiplier, comes near 2**20."""
+    return abs(float(attrs.get("residual_multiplier", 0.0))) * 512 < 2**19
+
+
+def saturation_of(constants: Mapping[str, Array], attrs: Mapping[str, Any], out_dtype: str, isa: CudaIsa) -> str:
+    """How outputs may be made bytes: "full" where the clamp is the range of the type, so that packing with saturation
+    is all that it takes, "zero" where the zero point is 0 besides, "" where outputs must be clamped (or where packing
+    does not saturate, before sm_72; or where an integer would have no room for a result and its zero point).
+
+    `constants` hold the weight as [O, ...], bias and scale.
+    """
+    if out_dtype == "float32" or isa.number < 72:
+        return ""
+    info = np.iinfo(out_dtype)
+    if (attrs.get("qmin", 0), attrs.get("qmax", 255)) != (info.min, info.max):
+        return ""
+    weight = np.abs(constants["weight"].astype(np.int64))
+    sums = weight.reshape(len(weight), -1).sum(axis=1) * 255 + np.abs(constants["bias"].astype(np.int64)).reshape(-1)
+    if float((sums * np.abs(np.asarray(constants["scale"], np.float64).reshape(-1))).max(initial=0)) >= 2**29:
+        return ""
+    return "zero" if int(attrs.get("out_zero_point", 0)) == 0 else "full"

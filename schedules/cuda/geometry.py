@@ -149,6 +149,8 @@ class ConvGeometry:
         Products are dot products of four bytes instead of matrix instructions; weights lie in memory accordingly.
     in_bits : int
         4 where no input is above 15 and the GPU has 4-bit matrix instructions, else 8; containers are bytes.
+    clamps_residual : bool
+        Residuals may be so large that both products are clamped before they are added.
     in_fold : int
         Neighbouring columns of the input that count as one of `in_block` channels (see `narrow_inputs`).
     """
@@ -174,6 +176,7 @@ class ConvGeometry:
     interleave: Interleave | None = None
     in_bits: int = 8
     in_fold: int = 1
+    clamps_residual: bool = False
     uses_dots: bool = False
 
     @property

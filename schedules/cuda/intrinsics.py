@@ -150,36 +150,87 @@ One selection of bits per word, `low & mask | high & ~mask`, which the compiler 
 SCALED = _function("float lpsn_scaled(int total, float scale)", "  return __fmul_rn(__int2float_rn(total), scale);")
 """float32(total) * scale, rounded once."""
 
-WITH_RESIDUAL = _function(
-    "float lpsn_with_residual(float value, int residual, int zero_point, float multiplier)",
-    "  float other = __fmul_rn(__int2float_rn(residual - zero_point), multiplier);\n"
-    "  value = fminf(fmaxf(value, -1048576.0f), 1048576.0f);\n"
-    "  return __fadd_rn(value, fminf(fmaxf(other, -1048576.0f), 1048576.0f));",
-)
-"""Sum of two products, each clamped first (`quant._finish`)."""
+
+def residual(is_signed: bool) -> Function:
+    """Eight bytes as float32, less their zero point.
+
+    A byte below the exponent of 2**23 is that number plus the byte: one selection and one exact subtraction each.
+    """
+    flip, top = (" ^ 0x80808080u", "8388736.0f") if is_signed else ("", "8388608.0f")
+    return _function(
+        f"void lpsn_residual_{'s8' if is_signed else 'u8'}(float* to, const int* from, int zero_point)",
+        f"  float zero = {top} + __int2float_rn(zero_point);\n"
+        "#pragma unroll\n"
+        "  for (int i = 0; i < 8; ++i) {\n"
+        f"    unsigned int word = (unsigned int)from[i / 4]{flip};\n"
+        "    unsigned int bits = __byte_perm(word, 0x4B000000u, 0x7650u + (unsigned int)(i % 4));\n"
+        "    to[i] = __fsub_rn(__uint_as_float(bits), zero);\n"
+        "  }",
+    )
+
+
+def with_residual(clamps: bool) -> Function:
+    """Sum of two products, each clamped first (`quant._finish`). Where no residual reaches 2**20, not clamping them is
+    the same after the output's own clamp: a sum that it would change lies beyond every output.
+    """
+    if not clamps:
+        return _function(
+            "float lpsn_plus_residual(float value, float other, float multiplier)",
+            "  return __fadd_rn(value, __fmul_rn(other, multiplier));",
+        )
+    return _function(
+        "float lpsn_with_residual(float value, float other, float multiplier)",
+        "  other = __fmul_rn(other, multiplier);\n"
+        "  value = fminf(fmaxf(value, -1048576.0f), 1048576.0f);\n"
+        "  return __fadd_rn(value, fminf(fmaxf(other, -1048576.0f), 1048576.0f));",
+    )
+
 
 ROUNDED = _function(
     "int lpsn_rounded(float value, float low, float high)",
-    "  return __float2int_rn(fminf(fmaxf(value, low), high));",
+    "  return __float_as_int(__fadd_rn(fminf(fmaxf(value, low), high), 12582912.0f));",
 )
-"""Clamp, round half to even (`quant.to_integer` without the zero point, which `store_bytes` adds)."""
+"""Clamp and round half to even (`quant.to_integer` without the zero point): the bits of 1.5 * 2**23 plus the integer.
+An addition is cheaper than a conversion; `store_bytes` takes the rest off.
+"""
 
 
 def store_bytes(is_signed: bool) -> Function:
-    """Eight integers as eight bytes, a zero point added to each; every sum fits its byte.
+    """Eight integers, as `ROUNDED` makes them, as eight bytes, a zero point added to each; every sum fits its byte.
 
     Sums of four shifted integers instead of a mask and an addition for each: as sums are 0 .. 255 (signed ones are
     made so by 128, which is the top bit of a byte), nothing is carried into a neighbour, and what intermediate results
-    lose beyond 32 bits is not missed.
+    lose beyond 32 bits is not missed. The bits of 1.5 * 2**23 add up to 0x8B400000.
     """
     offset, top = ("+ 128", " ^ 0x80808080u") if is_signed else ("", "")
     return _function(
         f"void lpsn_store_{'s8' if is_signed else 'u8'}(void* to, const int* values, int zero_point)",
         "  const unsigned int* v = (const unsigned int*)values;\n"
-        f"  unsigned int four = (unsigned int)(zero_point {offset}) * 0x01010101u;\n"
+        f"  unsigned int four = (unsigned int)(zero_point {offset}) * 0x01010101u - 0x8B400000u;\n"
         "  unsigned int low = (v[0] + (v[1] << 8)) + ((v[2] + (v[3] << 8)) << 16) + four;\n"
         "  unsigned int high = (v[4] + (v[5] << 8)) + ((v[6] + (v[7] << 8)) << 16) + four;\n"
         f"  *(uint2*)to = make_uint2(low{top}, high{top});",
+    )
+
+
+TO_INTEGER = _function("int lpsn_to_integer(float value)", "  return __float2int_rn(value);")
+"""Round half to even; what an integer has no room for becomes its largest or smallest."""
+
+
+def store_saturated(is_signed: bool, has_zero_point: bool) -> Function:
+    """Eight integers, a zero point added to each (which has room), as eight bytes that saturate (sm_72 and later)."""
+    x = "s8" if is_signed else "u8"
+    added = " + zero_point" if has_zero_point else ""
+    pack = f"cvt.pack.sat.{x}.s32.b32"
+    lines = [
+        f"  v = values + {4 * i};\n"
+        f'  asm("{pack} %0, %1, %2, %3;" : "=r"(words[{i}]) : "r"(v[3]{added}), "r"(v[2]{added}), "r"(0));\n'
+        f'  asm("{pack} %0, %1, %2, %3;" : "=r"(words[{i}]) : "r"(v[1]{added}), "r"(v[0]{added}), "r"(words[{i}]));\n'
+        for i in range(2)
+    ]
+    return _function(
+        f"void lpsn_store_{x}_sat{'_zp' if has_zero_point else ''}(void* to, const int* values, int zero_point)",
+        f"  unsigned int words[2];\n  const int* v;\n{''.join(lines)}  *(uint2*)to = make_uint2(words[0], words[1]);",
     )
 
 

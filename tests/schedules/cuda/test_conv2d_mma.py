@@ -37,6 +37,8 @@ class Case:
     has_residual: bool = False
     dtype: str = "uint8"
     out_dtype: str = "uint8"
+    multiplier: float = 0.71
+    gain: float = 1.0
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
@@ -60,7 +62,9 @@ def _check(case: Case, arch: str, tile: Tile | None = None, seed: int = 0) -> An
     constants = {
         "weight": weight,
         "bias": rng.integers(-500, 500, case.out_channels).astype(np.int32) - offset,
-        "scale": (rng.uniform(0.3, 1.0, case.out_channels) / (limit * np.sqrt(weight[0].size))).astype(np.float32),
+        "scale": (rng.uniform(0.3, 1.0, case.out_channels) * case.gain / (limit * np.sqrt(weight[0].size))).astype(
+            np.float32
+        ),
     }
     low = 0 if case.out_dtype == "uint8" else -128
     attrs: dict[str, Any] = {
@@ -71,7 +75,7 @@ def _check(case: Case, arch: str, tile: Tile | None = None, seed: int = 0) -> An
     arrays = [x]
     if case.has_residual:
         arrays.append(rng.integers(low, low + 256, case.out_shape).astype(case.out_dtype))
-        attrs |= {"residual_multiplier": 0.71, "residual_zero_point": 5}
+        attrs |= {"residual_multiplier": case.multiplier, "residual_zero_point": 5}
     kernel = assert_exact("conv2d", arrays, constants, attrs, arch, tile)
     geometry: Any = kernel.key[2]
     return geometry
@@ -101,6 +105,10 @@ CASES = {
     "4 bits": Case((1, 64, 6, 6), 64, bits=4, has_residual=True),
     "2 bits": Case((1, 64, 6, 6), 33, bits=2),
     "signed": Case((1, 64, 6, 6), 32, dtype="int8", out_dtype="int8", has_residual=True),
+    "halves": Case((1, 64, 6, 6), 32, has_residual=True, multiplier=0.5),
+    "residual beyond the bound": Case((1, 64, 6, 6), 32, has_residual=True, multiplier=1e5),
+    "sums beyond the bound": Case((1, 64, 6, 6), 32, has_residual=True, multiplier=-1e3, gain=3e5),
+    "both beyond the bound": Case((1, 64, 6, 6), 32, has_residual=True, multiplier=4500.0, gain=1e6),
     "float output": Case((1, 64, 4, 4), 20, out_dtype="float32"),
 }
 
@@ -186,6 +194,11 @@ def test_the_emulation_sees_a_missing_wait(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(conv_core.intrinsics, "copy_wait", lambda groups: right(groups + 1))
     with pytest.raises((AssertionError, EmulationError)):
         _check(Case((1, 64, 6, 8), 64), PIPELINED, Tile(32, 64, 2, 1))
+
+
+def test_residuals_are_clamped_only_where_that_matters() -> None:
+    assert not _check(CASES["sums beyond the bound"], PIPELINED, SMALL).clamps_residual
+    assert _check(CASES["both beyond the bound"], PIPELINED, SMALL).clamps_residual
 
 
 def _offer(weight: np.ndarray, groups: int = 1, dtype: str = "uint8") -> Any:
