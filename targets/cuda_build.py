@@ -4,6 +4,7 @@ made by nvcc. Needs neither a GPU nor a driver.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from lpsn_tvm import graph
 from lpsn_tvm.compat import check_versions
 from lpsn_tvm.errors import CompileError
 from lpsn_tvm.targets.backend import Backend
-from lpsn_tvm.targets.cuda_compile import CudaSource, compile_cubin, compile_fatbinary, cuda_source
+from lpsn_tvm.targets.cuda_compile import CudaSource, cuda_source, start_nvcc
 from lpsn_tvm.targets.cuda_planning import Plan, plan
 from lpsn_tvm.targets.cuda_program import CudaProgram
 from lpsn_tvm.targets.cuda_schedule import schedule_rest
@@ -29,10 +30,18 @@ def compile_cuda(backend: Backend, mod: tvm.IRModule) -> tuple[CudaProgram, ...]
         An operator has no kernel, or nvcc refuses what was generated.
     """
     isas = architectures(backend)
-    return tuple(
-        compile_one(replace(backend, geometry=isa), mod, has_ptx=isa is max(isas, key=lambda i: i.number))
-        for isa in isas
-    )
+    newest = max(isas, key=lambda isa: isa.number)
+    with ExitStack() as running:
+        started = []
+        for isa in isas:
+            # nvcc works on one architecture while TVM generates the source of the next one.
+            source, planned = generate(replace(backend, geometry=isa), mod)
+            compiler = running.enter_context(start_nvcc(source.source, isa.arch, with_ptx=isa is newest))
+            started.append((isa.arch, planned, compiler))
+        return tuple(
+            program(arch, planned, compiler.result()[0], has_ptx=arch == newest.arch)
+            for arch, planned, compiler in started
+        )
 
 
 def architectures(backend: Backend) -> tuple[Any, ...]:
@@ -42,11 +51,8 @@ def architectures(backend: Backend) -> tuple[Any, ...]:
     return isas_of(backend.tvm_target)
 
 
-def compile_one(backend: Backend, mod: tvm.IRModule, *, has_ptx: bool) -> CudaProgram:
-    """The program of one architecture."""
-    arch = backend.geometry.arch
-    source, planned = generate(backend, mod)
-    binary = compile_fatbinary(source.source, [arch]) if has_ptx else compile_cubin(source.source, arch)[0]
+def program(arch: str, planned: Plan, binary: bytes, *, has_ptx: bool) -> CudaProgram:
+    """What a plan and its machine code make together."""
     return CudaProgram(
         arch=arch,
         launches=planned.launches,

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import importlib
 import re
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +18,7 @@ from tvm import tirx
 
 from lpsn_tvm.errors import CompileError
 from lpsn_tvm.schedules.cuda.tir import EXPLICIT, ROLLED
+from lpsn_tvm.targets.cuda_nvcc import Nvcc
 
 NVCC_FLAGS = ("-O3", "-std=c++17", "-fmad=false", "-Xptxas", "-v")
 DEVICE_LAUNCH = 2
@@ -237,47 +234,25 @@ def compile_cubin(source: str, arch: str, flags: Sequence[str] = ()) -> tuple[by
     CompileError
         nvcc is not installed, or refuses the source.
     """
-    return _nvcc(source, [f"-arch={arch}", "-cubin", *NVCC_FLAGS, *flags], "kernels.cubin", arch)
+    with start_nvcc(source, arch, flags=flags) as compiler:
+        return compiler.result()
 
 
-def compile_fatbinary(source: str, architectures: Sequence[str]) -> bytes:
-    """Machine code of several architectures and PTX of the newest, for `cuModuleLoadData`.
+def start_nvcc(source: str, arch: str, *, with_ptx: bool = False, flags: Sequence[str] = ()) -> Nvcc:
+    """Nvcc in the background, making machine code of one architecture; with PTX, a fatbinary of both.
 
     Raises
     ------
     CompileError
-        As `compile_cubin`.
+        nvcc is not installed, or there is no place for its files.
     """
-    ordered = sorted(architectures, key=lambda arch: int(arch.removeprefix("sm_").rstrip("af")))
-    options: list[str] = []
-    for arch in ordered:
-        number = arch.removeprefix("sm_")
-        codes = f"[sm_{number},compute_{number}]" if arch == ordered[-1] else f"sm_{number}"
-        options += ["-gencode", f"arch=compute_{number},code={codes}"]
-    return _nvcc(source, [*options, "-fatbin", *NVCC_FLAGS], "kernels.fatbin", ",".join(ordered))[0]
-
-
-def _nvcc(source: str, options: Sequence[str], output: str, where: str) -> tuple[bytes, str]:
-    compiler = shutil.which("nvcc")
-    if compiler is None:
-        raise CompileError(
-            "compiling CUDA kernels needs nvcc (CUDA toolkit 12 or later), it is not installed", where=where
-        )
-    with tempfile.TemporaryDirectory(prefix="lpsn_tvm_") as folder:
-        path, out = Path(folder) / "kernels.cu", Path(folder) / output
-        path.write_text(source)
-        command = [compiler, *options, "-o", str(out), str(path)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode or not out.exists():
-            if "nsupported gpu architecture" in result.stderr:
-                raise CompileError(
-                    f"{compiler} does not compile for {where}: CUDA 13 begins at sm_75; older GPUs need nvcc of "
-                    "CUDA 12, newer ones a newer toolkit",
-                    where=where,
-                )
-            message = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr[-300:])
-            raise CompileError(f"nvcc could not compile the kernels: {message}", where=where)
-        return out.read_bytes(), result.stderr
+    number = arch.removeprefix("sm_")
+    kind = (
+        ["-gencode", f"arch=compute_{number},code=[sm_{number},compute_{number}]", "-fatbin"]
+        if with_ptx
+        else [f"-arch={arch}", "-cubin"]
+    )
+    return Nvcc(source, [*kind, *NVCC_FLAGS, *flags], arch)
 
 
 @dataclass(frozen=True)

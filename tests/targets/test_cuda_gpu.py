@@ -17,7 +17,7 @@ from gpu_steps import first_difference
 
 from lpsn_tvm.errors import ArtifactError
 from lpsn_tvm.targets.cuda import cuda_backend
-from lpsn_tvm.targets.cuda_build import compile_one, generate
+from lpsn_tvm.targets.cuda_build import compile_cuda, generate
 from lpsn_tvm.targets.cuda_driver import Driver
 from lpsn_tvm.targets.cuda_graphs import KEPT_GRAPHS
 
@@ -44,7 +44,7 @@ def real() -> SmallNetwork:
         pytest.skip("needs nvcc")
     mod = small_network().mod
     backend = cuda_backend({"kind": "cuda"})
-    return SmallNetwork(mod, generate(backend, mod)[0].source, compile_one(backend, mod, has_ptx=True))
+    return SmallNetwork(mod, generate(backend, mod)[0].source, compile_cuda(backend, mod)[0])
 
 
 @pytest.fixture
