@@ -5,6 +5,7 @@ on other machines. A candidate that crashes, hangs or does not compile is a fail
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import tempfile
 import weakref
@@ -24,6 +25,8 @@ from lpsn_tvm.tuning.workers import Call, Settings, WorkerPool
 
 BUILD_SECONDS, RUN_SECONDS = 60.0, 30.0
 """A candidate may take so long to be compiled (alone), and to be measured."""
+MOST_WORKERS = 16
+"""Each takes a few hundred MB; a batch of trials is not larger."""
 BATCH = {"llvm": 1, "cuda": 8}
 """Most candidates compiled in one call: for GPUs, most of nvcc's time does not depend on how many there are."""
 
@@ -46,6 +49,8 @@ def measurer_for(backend: Backend, tracker: str | None = None, *, threads: int =
     TuningError
         The backend has no kernels to tune, there is no such device, or it is another one than the backend is for.
     """
+    if os.name != "posix":
+        raise TuningError("worker processes need Linux or macOS; records from there can be used here", where="tuning")
     if backend.name not in BATCH:
         raise TuningError(f"kernels of {backend.name} are not tuned; what can be: {', '.join(BATCH)}")
     place: Place
@@ -73,7 +78,7 @@ class KernelMeasurer:
     place : Place
         Where the device is.
     workers : int, optional
-        Processes that compile; by default one per processor.
+        Processes that compile; by default one per processor, up to `MOST_WORKERS`.
     build_seconds, run_seconds : float
         How long a candidate may take.
     """
@@ -126,6 +131,11 @@ class KernelMeasurer:
             return
         from lpsn_tvm.targets.llvm import required_features
 
+        if found["machine"] != platform.machine():
+            raise TuningError(
+                f"{found['name']} is of another architecture ({found['machine']}) than this machine "
+                f"({platform.machine()}), whose linker makes the kernels: tune on a machine of that kind"
+            )
         missing = sorted(set(required_features(self.backend.target)) - set(found["features"] or ()))
         if missing and found["features"] is not None:
             raise TuningError(f"the target needs CPU features that {found['name']} lacks: {', '.join(missing)}")
@@ -283,4 +293,5 @@ class KernelMeasurer:
 
 
 def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, MOST_WORKERS)

@@ -33,7 +33,9 @@ class Effort:
     Parameters
     ----------
     warmups : int
-        Calls that do not count.
+        Calls that do not count, at least.
+    warm_seconds : float
+        They go on for so long: a device that was idle runs at a lower clock.
     least, most : int
         Timed calls.
     seconds : float
@@ -41,12 +43,13 @@ class Effort:
     """
 
     warmups: int = 2
+    warm_seconds: float = 0.01
     least: int = 5
     most: int = 40
     seconds: float = 0.2
 
 
-ROUND = Effort(warmups=1, least=3, most=5, seconds=0.05)
+ROUND = Effort(warmups=1, warm_seconds=0.0, least=3, most=5, seconds=0.05)
 """One turn of a configuration in a comparison."""
 
 
@@ -133,8 +136,10 @@ def load_subject(candidate: CandidateFile) -> Subject:
 def measure(subject: Subject, effort: Effort | None = None) -> list[float]:
     """Seconds of several calls."""
     effort = effort or Effort()
-    for _ in range(effort.warmups):
+    count, end = 0, time.perf_counter() + effort.warm_seconds
+    while count < effort.warmups or time.perf_counter() < end:
         subject.sample()
+        count += 1
     seconds: list[float] = []
     end = time.perf_counter() + effort.seconds
     while len(seconds) < effort.most and (len(seconds) < effort.least or time.perf_counter() < end):

@@ -8,6 +8,7 @@ so that what it starts (nvcc, say) ends with it, and it ends itself when its par
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -24,8 +25,8 @@ from typing import IO, Any
 
 CALLS_PER_PROCESS = 500
 """A process is replaced after so many calls: compilers leave memory behind."""
-START_SECONDS = 120.0
-"""For the start of a process and its `prepare` call, on a busy machine."""
+START_SECONDS, KILL_SECONDS = 120.0, 20.0
+"""For the start of a process and its `prepare` call on a busy machine, and for its end."""
 
 
 @dataclass(frozen=True)
@@ -171,25 +172,21 @@ class _Worker:
             _kill(process)
             for stream in (process.stdin, process.stdout, self._stderr):
                 if stream is not None:
-                    _close(stream)
+                    with contextlib.suppress(OSError):  # A request that was never read cannot be flushed.
+                        stream.close()
             os.close(self._lifeline)
 
 
 def _obituary(process: subprocess.Popen[bytes], words: str) -> str:
     """One line about a process that ended by itself."""
     code = process.returncode
-    if code >= 0:
+    if code is None:
+        reason = "it does not end"
+    elif code >= 0:
         reason = f"exit status {code}"
     else:
         reason = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
     return f"crashed: {reason}" + (f" ({words[:200]})" if words else "")
-
-
-def _close(stream: IO[bytes]) -> None:
-    try:
-        stream.close()
-    except OSError:  # A request that was never read cannot be flushed.
-        return
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -200,7 +197,9 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         process.kill()
-    process.wait()
+    # A GPU that is hung may keep its process for long; nothing else is to wait for that.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(KILL_SECONDS)
 
 
 def environment(threads: int) -> dict[str, str]:

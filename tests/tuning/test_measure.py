@@ -188,6 +188,9 @@ def test_the_machine_is_named_and_checked(backend: Backend, measurer: KernelMeas
     measurer.check_device()
     found = dict(measurer.describe(), features=["sse2"])
     stranger = KernelMeasurer(backend, LocalPlace("llvm"), workers=1)
+    stranger._description = dict(found, machine="riscv64")
+    with pytest.raises(TuningError, match="is of another architecture"):
+        stranger.check_device()
     stranger._description = found
     with pytest.raises(TuningError, match=r"needs CPU features that CPU .* lacks: .*avx"):
         stranger.check_device()

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import fake_gpu
 import faulty_templates
+import gpu_templates
 import pytest
+from fake_driver import FakeDriver
 from processes import children_of, gone, is_running
 from typer.testing import CliRunner
 
@@ -28,15 +31,20 @@ ROOT = Path(__file__).resolve().parents[2]
 FIRST_PORT = 21000
 
 
-@contextmanager
-def program(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def program(folder: Path, *arguments: str) -> AbstractContextManager[tuple[subprocess.Popen[bytes], str]]:
     """One of the commands, and the first line that it prints; ended in all cases."""
+    return started(folder / f"{arguments[0]}.txt", ["-m", "lpsn_tvm.cli", *arguments], {})
+
+
+@contextmanager
+def started(
+    log: Path, arguments: list[str], environment: dict[str, str]
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
-    log = folder / f"{arguments[0]}.txt"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "lpsn_tvm.cli", *arguments],
-            env={**os.environ, "PYTHONPATH": path},
+            [sys.executable, "-u", *arguments],
+            env={**os.environ, "PYTHONPATH": path, **environment},
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -175,6 +183,32 @@ def test_a_server_leaves_nothing_behind(tmp_path: Path, tracker: str, number: si
         process.wait(20)
         assert gone([*sessions, *workers])
         assert future.result(60).error, "the tuner hears of it"
+        measurer.close()
+
+
+SERVER = """
+import sys
+from lpsn_tvm.tuning.rpc_server import parse_address, serve_device
+serve_device("127.0.0.1", 21000, parse_address(sys.argv[1]), "gpu", print, execute="fake_gpu:execute")
+"""
+
+
+@pytest.mark.slow
+def test_gpus_are_measured_through_a_server(tmp_path: Path, tracker: str) -> None:
+    """The server's worker sees the stand-in for a driver; this process sees none."""
+    environment = {fake_gpu.LIBRARY: str(FakeDriver(tmp_path).path)}
+    with started(tmp_path / "log.txt", ["-c", SERVER, tracker], environment):
+        wait_for_server(tracker, "gpu")
+        measurer = measurer_for(get_backend("cuda -arch=sm_86"), f"{tracker}/gpu")
+        assert isinstance(measurer, KernelMeasurer)
+        assert measurer.machine.startswith("GPU Test GPU")
+        template = gpu_templates.template()
+        jobs = [measurer.job(template.name, {}, {"tile": tile}) for tile in ("small", "split")]
+        assert measurer.build(jobs) == ["", ""]
+        one, two = (outcome.value[0] for outcome in measurer.time([job["path"] for job in jobs]))
+        assert two == pytest.approx(2 * one), "by the stand-in's clock a launch takes 10 us"
+        with pytest.raises(TuningError, match=r"tuning for sm_90 needs such a GPU; GPU Test GPU.* is sm_86"):
+            measurer_for(get_backend("cuda -arch=sm_90"), f"{tracker}/gpu")
         measurer.close()
 
 
