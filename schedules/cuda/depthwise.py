@@ -24,6 +24,7 @@ from lpsn_tvm.schedules.cuda.depthwise_plan import (
     features,
     registers_of,
 )
+from lpsn_tvm.schedules.cuda.epilogue import saturation_of
 from lpsn_tvm.schedules.cuda.geometry import Interleave
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
 from lpsn_tvm.schedules.cuda.weights import parameters
@@ -69,6 +70,7 @@ def depthwise(
         has_residual=len(inputs) == 2,
         tile=DepthwiseTile(1, 1),
         group=group,
+        saturation=saturation_of(constants, attrs, out.dtype, isa),
     )
     made = make_template(geometry, isa, constants, attrs, (data, out))
     return made.make(asdict(tile)) if tile else made.kernel()
@@ -129,6 +131,7 @@ def depthwise_transpose(
         tile=DepthwiseTile(1, 1),
         group=group,
         interleave=Interleave((sy, sx), crop, window.size),
+        saturation=saturation_of(phased, attrs, out.dtype, isa),
     )
     made = make_template(geometry, isa, phased, attrs, (data, out))
     return made.make(asdict(tile)) if tile else made.kernel()

@@ -44,7 +44,7 @@ def convolution(geometry: DepthwiseGeometry) -> Any:
     def body(data: Any, *rest: Any) -> None:
         residual = rest[0] if g.has_residual else None
         weight, bias, scale, floats, integers, padding, out = rest[1:] if g.has_residual else rest
-        epilogue = Epilogue(bias, scale, floats, integers, residual, out, g.out_dtype, False)
+        epilogue = Epilogue(bias, scale, floats, integers, residual, out, g.out_dtype, False, saturation=g.saturation)
         z, y, x = g.grid
         with launch((z * y * x,), g.threads) as ((block,), thread):
             tile_z, tile_y, tile_x = unravel(block, z, y, x)

@@ -158,6 +158,8 @@ class DepthwiseGeometry:
     interleave : Interleave or None
         Transposed convolutions: `out_size` counts windows, each of which has a pixel per phase, with weights, bias and
         scale of its own.
+    saturation : str
+        As `Epilogue.saturation`.
     """
 
     batch: int
@@ -175,6 +177,7 @@ class DepthwiseGeometry:
     tile: DepthwiseTile
     group: int = 1
     interleave: Interleave | None = None
+    saturation: str = ""
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -283,7 +286,8 @@ def instructions(g: DepthwiseGeometry) -> int:
     weights = len(plan.factors) * HALVES * g.kernel[1]
     # An output that may not exist is asked whether it does.
     is_ragged = g.out_size[0] % g.tile.rows or g.out_size[1] % g.tile.columns
-    outputs_and_checks = outputs * (CHANNELS * 6 + (12 if is_ragged or g.interleave else 6))
+    finish = {"": 6, "full": 4.5, "zero": 3.5}[g.saturation]
+    outputs_and_checks = outputs * int(CHANNELS * finish + (12 if is_ragged or g.interleave else 6))
     per_phase = products + weights + outputs_and_checks
     return loads + plan.permutes * HALVES * len(g.columns) + g.phases * per_phase + 60
 
