@@ -68,6 +68,10 @@ class FakeDriver:
     def set_memory(self, size: int) -> None:
         self.library.fake_set_memory(size)
 
+    def interleave(self) -> None:
+        """While one stream is waited for the others go on, too, as far as they do not wait themselves."""
+        self.library.fake_set_interleaved(1)
+
     def be_quiet(self) -> None:
         """Take no notes and run no kernels: what is left is the caller's own time."""
         self.library.fake_set_quiet(1)

@@ -42,9 +42,12 @@ def test_torch_tensors_are_read_and_written_in_place(network: SmallNetwork, driv
     assert isinstance(result, torch.Tensor) and result.is_cuda
 
 
+@pytest.mark.parametrize("is_interleaved", [False, True])
 def test_calls_on_several_streams_do_not_disturb_each_other(
-    network: SmallNetwork, driver: FakeDriver, gpu_torch: Any
+    is_interleaved: bool, network: SmallNetwork, driver: FakeDriver, gpu_torch: Any
 ) -> None:
+    if is_interleaved:
+        driver.interleave()
     module = network.module()
     caller = Caller(module, driver)
     streams = [0, caller.stream(), caller.stream()]
@@ -60,6 +63,25 @@ def test_calls_on_several_streams_do_not_disturb_each_other(
     for index, result in enumerate(results):
         np.testing.assert_array_equal(plain(result), network.reference(feed(index)))
     np.testing.assert_array_equal(module(feed(9)), network.reference(feed(9)))
+
+
+@pytest.mark.parametrize("is_interleaved", [False, True])
+def test_numpy_calls_wait_for_runs_in_the_same_memory(
+    is_interleaved: bool, network: SmallNetwork, driver: FakeDriver, gpu_torch: Any
+) -> None:
+    if is_interleaved:
+        driver.interleave()
+    module = network.module()
+    caller = Caller(module, driver)
+    gpu_torch.stream = caller.stream()
+    x = on_gpu(driver, torch.from_numpy(feed(1, 3)))
+    result = module(x)
+    np.testing.assert_array_equal(module(feed(9)), network.reference(feed(9)))
+    gpu_torch.stream = caller.stream()
+    other = module(x)
+    caller.finish(gpu_torch.stream)
+    for made in (result, other):
+        np.testing.assert_array_equal(plain(made), network.reference(feed(1, 3)))
 
 
 def test_graphs_move_to_other_addresses(network: SmallNetwork, driver: FakeDriver, gpu_torch: Any) -> None:
@@ -179,7 +201,9 @@ def test_a_call_is_recorded_into_the_callers_graph(network: SmallNetwork, driver
         opened.call("cuGraphDestroy", graph)
 
 
-def test_a_module_can_be_loaded_while_somebody_records(network: SmallNetwork, driver: FakeDriver) -> None:
+def test_a_module_can_be_loaded_while_somebody_records(
+    network: SmallNetwork, driver: FakeDriver, gpu_torch: Any
+) -> None:
     first, second = network.module(), network.module()
     caller = Caller(first, driver)
     stream, opened = caller.stream(), caller.runner.driver
@@ -187,6 +211,10 @@ def test_a_module_can_be_loaded_while_somebody_records(network: SmallNetwork, dr
         begin_recording(driver, stream)
     np.testing.assert_array_equal(second(feed()), network.reference(feed()))
     np.testing.assert_array_equal(first(feed()), network.reference(feed()))
+    result = first(on_gpu(driver, torch.from_numpy(feed(3))))
+    with opened.using(caller.runner.context):
+        opened.synchronize(0)
+    np.testing.assert_array_equal(plain(result), network.reference(feed(3)))
     with opened.using(caller.runner.context):
         opened.call("cuGraphDestroy", end_recording(driver, stream))
 

@@ -51,7 +51,7 @@ typedef struct Memory {
 static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 static char log_text[1 << 20], violations[1 << 14], failing[64];
 static size_t log_end, memory_used, memory_limit = (size_t)1 << 34;
-static int failing_status, devices = 1, capability = 86, initialized, live, is_quiet, captures[3];
+static int failing_status, devices = 1, capability = 86, initialized, live, is_quiet, is_interleaved, captures[3];
 static double now;
 static Launcher launcher;
 static const char *const *parameter_counts;
@@ -69,10 +69,11 @@ void fake_set_launcher(Launcher function) { launcher = function; }
 void fake_set_parameter_counts(const char *const *entries) { parameter_counts = entries; }
 void fake_set_memory(size_t bytes) { memory_limit = bytes; }
 size_t fake_memory_used(void) { return memory_used; }
+void fake_set_interleaved(int value) { is_interleaved = value; }
 void fake_set_quiet(int value) { is_quiet = value; }
 void fake_fail(const char *name, int status) { snprintf(failing, sizeof failing, "%s", name), failing_status = status; }
 void fake_reset(int number, int count) {
-    log_end = 0, log_text[0] = 0, violations[0] = 0, failing[0] = 0, capability = number, devices = count, is_quiet = 0;
+    log_end = 0, log_text[0] = 0, violations[0] = 0, failing[0] = 0, capability = number, devices = count, is_quiet = is_interleaved = 0;
     memory_limit = (size_t)1 << 34, now = 0;
     for (int i = 0; i < MOST_DEVICES; i++) {
         if (contexts[i]) contexts[i]->status = 0;
@@ -216,7 +217,7 @@ static int inside(uint64_t address, size_t size, int kind) {
     return 0;
 }
 
-/* --- streams: lists of operations, done as late as the rules allow */
+/* --- streams: lists of operations, done as late as the rules allow; or, while one is waited for, all in turn */
 
 static void append(Object *object, Operation operation) {
     if (object->length - object->dropped == object->capacity) {
@@ -267,12 +268,25 @@ static void run(Object *stream, Operation *operation) {
     default: run_to(operation->object, operation->size);
     }
 }
+static void step(Object *stream) {
+    Operation operation = stream->operations[stream->done++ - stream->dropped];
+    stream->count++; /* It waits, perhaps: nothing that comes later may begin. */
+    run(stream, &operation);
+    stream->count--;
+    if (stream->done == stream->length) stream->dropped = stream->length;
+}
+static void step_others(Object *stream) {
+    for (Object *o = objects; o && is_interleaved; o = o->next) {
+        if (o->kind != STREAM || !o->alive || o->count || o == stream || o->done == o->length) continue;
+        Operation *next = &o->operations[o->done - o->dropped];
+        if (next->kind != WAIT || next->object->done >= next->size) step(o);
+    }
+}
 static void run_to(Object *stream, size_t position) {
     while (stream->done < position && !stream->context->status) {
-        Operation operation = stream->operations[stream->done++ - stream->dropped];
-        run(stream, &operation);
+        step(stream);
+        step_others(stream);
     }
-    if (stream->done == stream->length) stream->dropped = stream->length;
 }
 static void finish(Object *stream) { run_to(stream, stream->length); }
 static void finish_all(void) {
