@@ -70,11 +70,32 @@ class BlockProgram:
             g, self.data, self.weight, self.padding, memory, self.row_tile, self.column_tile, self.split, self.thread
         )
         self.copies.locate()
+        self._begin()
         if self.isa.has_cp_async:
             self._pipeline()
         else:
             self._double_buffer()
         self._finish()
+
+    @property
+    def _begins_with_bias(self) -> bool:
+        """Whether sums begin with the bias instead of zero: they are whole, and in the output's units."""
+        is_whole = self.workspace is None and self.g.tile.slices == 1
+        return is_whole and not (self.epilogue.is_scaled or self.epilogue.is_shifted)
+
+    def _begin(self) -> None:
+        if not self._begins_with_bias:
+            return
+        tile, bias = self.g.tile, registers(CHANNELS)
+        for n in range(tile.n_blocks):
+            for i in range(0, CHANNELS, 4):
+                source = pointer(self.epilogue.bias, self._channel(self._block(n)) + i)
+                call(intrinsics.copy(16), pointer(bias, i), source)
+            for m in range(tile.m_tiles):
+                for i in range(16):
+                    # Four tiles of two channels, each of two pixels.
+                    value = bias[i // 4 * 2 + i % 2]
+                    store(self.products.acc, (m * tile.n_blocks + n) * 16 + i, value)
 
     # --- pipelines
 
@@ -261,7 +282,7 @@ class BlockProgram:
 
     def _write(self, sums: list[Any], at: Any, fetched: int | None = None) -> None:
         if self.workspace is None:
-            self.epilogue.finish(sums, at, fetched=fetched)
+            self.epilogue.finish(sums, at, has_bias=self._begins_with_bias, fetched=fetched)
             return
         size = self.g.batch * self.g.out_blocks * self.g.out_size[0] * self.g.out_size[1] * BLOCK
         self._put(sums, self.workspace, self.split * size + at, 4)
