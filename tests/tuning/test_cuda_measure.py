@@ -54,6 +54,7 @@ def measurer(backend: Backend, library: FakeDriver, monkeypatch: Any) -> Iterato
 def driver(library: FakeDriver, monkeypatch: Any) -> Iterator[FakeDriver]:
     """The stand-in in this process."""
     library.reset()
+    monkeypatch.setattr(cuda_timing, "LEAST_SWEEP_BYTES", 1 << 20)
     monkeypatch.setattr(cuda_driver, "LIBRARY", str(library.path))
     _forget()
     yield library
@@ -127,7 +128,7 @@ def test_a_sample_sweeps_the_cache_writes_inputs_and_takes_events(built: Any, dr
     before = len(driver.calls)
     assert subject.sample() == pytest.approx(2 * LAUNCH_SECONDS)
     assert driver.calls[before:] == [
-        "cuMemcpyDtoDAsync_v2", "cuMemcpyDtoDAsync_v2", "cuEventRecord", "cuLaunchKernel", "cuLaunchKernel",
+        *["cuMemcpyDtoDAsync_v2"] * (cuda_timing.SWEEPS + 1), "cuEventRecord", "cuLaunchKernel", "cuLaunchKernel",
         "cuEventRecord", "cuEventSynchronize", "cuEventElapsedTime",
     ]  # fmt: skip
     assert not driver.violations
