@@ -64,14 +64,14 @@ class Record:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Record:
         """Inverse of `dataclasses.asdict`; KeyError, TypeError or ValueError where it is not one."""
-        texts = {name: str(record[name]) for name in ("device", "template", "machine", "date")}
-        times = {name: float(record[name]) for name in ("seconds", "default_seconds")}
-        if not all(math.isfinite(value) and value > 0 for value in times.values()):
+        times = [float(record[name]) for name in ("seconds", "default_seconds")]
+        if not all(math.isfinite(value) and value > 0 for value in times):
             raise ValueError("times must be positive")
         config = {str(knob): value for knob, value in record["config"].items()}
         if not all(isinstance(value, (int, str)) for value in config.values()):
             raise ValueError("a knob's value is a whole number or text")
-        return cls(workload=dict(record["workload"]), config=config, **texts, **times)
+        device, template, machine, date = (str(record[n]) for n in ("device", "template", "machine", "date"))
+        return cls(device, template, dict(record["workload"]), config, times[0], times[1], machine, date)
 
 
 class Records:

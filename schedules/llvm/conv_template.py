@@ -63,7 +63,7 @@ def convolution_template(
             return True
         # Of the values that mean the same chunk only the smallest is one more thing to try.
         tiles, chunk = -(-width // tile.columns), int(config["chunk"])
-        return all(chunk_of(tiles, c) < chunk_of(tiles, chunk) for c in choices["chunk"] if int(c) < chunk)
+        return all(chunk_of(tiles, int(c)) < chunk_of(tiles, chunk) for c in choices["chunk"] if int(c) < chunk)
 
     choices = _choices(geometry, blocks, max_blocks, default)
     first: dict[str, int | str] = {"rows": default.rows, "columns": default.columns, "blocks": default.blocks}

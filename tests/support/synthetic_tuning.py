@@ -73,7 +73,7 @@ class SyntheticMeasurer:
             def _write(self, candidate):
                 # A folder of its own: MetaSchedule removes the folder of what was measured.
                 path = Path(tempfile.mkdtemp(prefix="lpsn_tvm_")) / "candidate.json"
-                path.write_text(canonical([candidate.workload["size"], dict(candidate.config)]))
+                path.write_text(canonical([candidate.workload.get("size", 1), dict(candidate.config)]))
                 return str(path)
 
         return Build()
@@ -102,7 +102,7 @@ class SyntheticMeasurer:
 
     def compare(self, template: Template, configs: Sequence[Config], rounds: int) -> Comparison:
         self.comparisons.append(configs)
-        size = int(template.workload["size"])
+        size = int(template.workload.get("size", 1))
         seconds = tuple((self.seconds(size, config),) * rounds for config in configs)
         return Comparison(seconds, tuple(not self.is_wrong(c) for c in configs), ("",) * len(configs))
 
