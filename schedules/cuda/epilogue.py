@@ -105,9 +105,11 @@ class Epilogue:
                 for i, value in enumerate(values)
             ]
         if self.saturation:
+            has_zero_point = self.saturation == "full"
+            convert = intrinsics.TO_BITS if has_zero_point else intrinsics.TO_INTEGER
             for i, value in enumerate(values):
-                store(self.results, i, call(intrinsics.TO_INTEGER, value, returns="int32"))
-            saturated = intrinsics.store_saturated(self.out_dtype == "int8", self.saturation == "full")
+                store(self.results, i, call(convert, value, returns="int32"))
+            saturated = intrinsics.store_saturated(self.out_dtype == "int8", has_zero_point)
             call(saturated, pointer(self.out, at), pointer(self.results), self.integer_values[0])
             return
         for i, value in enumerate(values):
@@ -125,7 +127,7 @@ def is_small_residual(attrs: Mapping[str, Any]) -> bool:
 def saturation_of(constants: Mapping[str, Array], attrs: Mapping[str, Any], out_dtype: str, isa: CudaIsa) -> str:
     """How outputs may be made bytes: "full" where the clamp is the range of the type, so that packing with saturation
     is all that it takes, "zero" where the zero point is 0 besides, "" where outputs must be clamped (or where packing
-    does not saturate, before sm_72; or where an integer would have no room for a result and its zero point).
+    does not saturate, before sm_72; or where a sum could reach 2**21 in units of the output).
 
     `constants` hold the weight as [O, ...], bias and scale.
     """
@@ -136,6 +138,6 @@ def saturation_of(constants: Mapping[str, Array], attrs: Mapping[str, Any], out_
         return ""
     weight = np.abs(constants["weight"].astype(np.int64))
     sums = weight.reshape(len(weight), -1).sum(axis=1) * 255 + np.abs(constants["bias"].astype(np.int64)).reshape(-1)
-    if float((sums * np.abs(np.asarray(constants["scale"], np.float64).reshape(-1))).max(initial=0)) >= 2**29:
+    if float((sums * np.abs(np.asarray(constants["scale"], np.float64).reshape(-1))).max(initial=0)) >= 2**21:
         return ""
     return "zero" if int(attrs.get("out_zero_point", 0)) == 0 else "full"

@@ -214,13 +214,19 @@ def store_bytes(is_signed: bool) -> Function:
 
 
 TO_INTEGER = _function("int lpsn_to_integer(float value)", "  return __float2int_rn(value);")
-"""Round half to even; what an integer has no room for becomes its largest or smallest."""
+"""Round half to even."""
+TO_BITS = _function("int lpsn_to_bits(float value)", "  return __float_as_int(__fadd_rn(value, 12582912.0f));")
+"""Round half to even, below 2**22: the bits of 1.5 * 2**23 plus the integer, which `store_saturated` takes off together
+with adding the zero point.
+"""
 
 
 def store_saturated(is_signed: bool, has_zero_point: bool) -> Function:
-    """Eight integers, a zero point added to each (which has room), as eight bytes that saturate (sm_72 and later)."""
+    """Eight integers as eight bytes that saturate (sm_72 and later); with a zero point, integers as `TO_BITS` makes
+    them and the zero point added.
+    """
     x = "s8" if is_signed else "u8"
-    added = " + zero_point" if has_zero_point else ""
+    added = " + (zero_point - 0x4B400000)" if has_zero_point else ""
     pack = f"cvt.pack.sat.{x}.s32.b32"
     lines = [
         f"  v = values + {4 * i};\n"

@@ -130,8 +130,8 @@ CASES = {
     "clamped, signed": Case((1, 32, 6, 7), out_dtype="int8", qmax=100, out_zero_point=-20, dtype="int8"),
     "zero point 0": Case((1, 32, 6, 7), out_zero_point=0),
     "zero point 0, signed": Case((1, 32, 6, 7), out_zero_point=0, out_dtype="int8", has_residual=True),
-    "beyond the range": Case((1, 32, 6, 7), gain=1e4),
-    "beyond what bytes are packed from": Case((1, 32, 6, 7), gain=1e6),
+    "beyond the range": Case((1, 32, 6, 7), gain=2e3),
+    "beyond what bytes are packed from": Case((1, 32, 6, 7), gain=1e5),
     "window larger than the input": Case((1, 32, 2, 3), (5, 5), padding=(2, 2, 2, 2)),
 }
 
