@@ -23,6 +23,7 @@ from lpsn_tvm.artifact import TensorInfo
 from lpsn_tvm.errors import ArtifactError
 from lpsn_tvm.targets import cuda_driver, cuda_staging
 from lpsn_tvm.targets.cuda_artifact import CudaArtifact, measure
+from lpsn_tvm.targets.cuda_graphs import caller_places, copied_outputs
 from lpsn_tvm.targets.cuda_program import Place, Port, best_program
 
 
@@ -233,6 +234,18 @@ def test_outputs_that_no_kernel_writes_in_place(kind: str, network: SmallNetwork
         np.testing.assert_array_equal(result["z"], feed())
     if kind == "a constant":
         np.testing.assert_array_equal(result["y"].reshape(-1).view(np.uint8), list(network.program.constants[:16]))
+
+
+def test_only_outputs_with_memory_of_their_own_may_lie_elsewhere(network: SmallNetwork) -> None:
+    (output,) = network.program.outputs
+    assert caller_places(network.program)[output.place] == 1
+    assert copied_outputs(network.program) == ()
+    first, *others = network.program.launches
+    across = Place("arena", output.place.offset + 4, 4)
+    sharing = dataclasses.replace(first, arguments=(across, *first.arguments[1:]))
+    program = dataclasses.replace(network.program, launches=(sharing, *others))
+    assert output.place not in caller_places(program)
+    assert copied_outputs(program) == (0,)
 
 
 def _call_in_child(module: CudaArtifact, answers: Any) -> None:

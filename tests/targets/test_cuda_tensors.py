@@ -318,8 +318,10 @@ def test_tensors_with_dlpack_only(is_old: bool, network: SmallNetwork, driver: F
 
 def test_results_are_handed_over_by_dlpack(network: SmallNetwork, driver: FakeDriver, monkeypatch: Any) -> None:
     taken: list[Any] = []
+    results: list[DeviceTensor] = []
 
     def from_dlpack(tensor: Any) -> Any:
+        results.append(tensor)
         taken.append(tensor.__dlpack__(stream=stream, max_version=(1, 1)))
         return "a tensor of that library"
 
@@ -327,9 +329,16 @@ def test_results_are_handed_over_by_dlpack(network: SmallNetwork, driver: FakeDr
         Dlpack, "__array_namespace__", lambda self: SimpleNamespace(from_dlpack=from_dlpack), raising=False
     )
     module = network.module()
-    stream = Caller(module, driver).stream()
+    caller = Caller(module, driver)
+    stream = caller.stream()
     assert module(Dlpack(driver.register(feed()))) == "a tensor of that library"
     assert "dltensor_versioned" in repr(taken[0])
+    (result,) = results
+    copy = driver.register(np.zeros(result.shape, np.float32))
+    with caller.runner.driver.using(caller.runner.context):
+        caller.runner.driver.on_device(copy.ctypes.data, result.address, copy.nbytes, stream)
+    caller.finish(stream)
+    np.testing.assert_array_equal(copy, network.reference(feed()), err_msg="the taker's stream waits for the run")
 
 
 @pytest.mark.parametrize("version", [None, (1, 0)])
