@@ -1,5 +1,8 @@
-"""Weighted integer layers without tensor cores, one thread per four output channels of a pixel: depthwise
-convolutions, transposed ones, and whatever grouped convolution no faster kernel takes.
+"""Weighted integer layers whatever they are, one thread per output or four output channels of a pixel: correct
+everywhere, fast nowhere.
+
+What still comes here: layers whose residual is not of the output's type, or that write floats and have a residual;
+tensors of 2**31 elements; transposed convolutions with dilation, or in groups other than 1, 2 or 4 channels to as many.
 """
 
 from __future__ import annotations
