@@ -109,6 +109,15 @@ def quiet_metaschedule() -> Iterator[None]:
         logger.setLevel(before)
 
 
+def pass_interrupts() -> None:
+    """From now on Ctrl-C in a Python function that TVM's compiled code called is a KeyboardInterrupt for whoever called
+    that code, and not a RuntimeError without a message.
+    """
+    import tvm_ffi
+
+    tvm_ffi.register_error("KeyboardInterrupt", KeyboardInterrupt)
+
+
 _SMOKE_TEST = """
 from lpsn_tvm.compat import import_tvm
 tvm = import_tvm()

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lpsn_tvm import compat
 from lpsn_tvm.errors import TuningError
 from lpsn_tvm.schedules.template import REMAKERS, Config, Template
 from lpsn_tvm.targets.backend import Backend
@@ -152,6 +153,7 @@ class KernelMeasurer:
 
         from lpsn_tvm.tuning.space import read_candidate
 
+        compat.pass_interrupts()
         measurer = self
 
         @derived_object
@@ -175,6 +177,7 @@ class KernelMeasurer:
         from tvm.ir.utils import derived_object
         from tvm.s_tir import meta_schedule as ms
 
+        compat.pass_interrupts()
         measurer = self
 
         def future(outcome: Any) -> Any:

@@ -210,6 +210,21 @@ def test_closing_removes_files(backend: Backend) -> None:
     assert not path.parent.parent.exists()
 
 
+def test_an_interrupt_goes_through_compiled_code(measurer: KernelMeasurer, monkeypatch: Any) -> None:
+    """MetaSchedule calls builder and runner from C++."""
+    template = faulty_templates.template()
+
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measurer, "build", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(measurer, template, faulty("good"))
+    monkeypatch.setattr(measurer, "time", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(measurer, ["file"])
+
+
 PROGRAM = """
 import os, sys, threading, time
 import faulty_templates
