@@ -6,7 +6,7 @@ and how the blocks fill the multiprocessors. Read from machine code and computed
 Per layer and for the tile of the default choice: matrix instructions per iteration of the main loop (IMMA), every
 other instruction per matrix instruction by class, registers, dynamic shared memory, blocks that fit a multiprocessor
 at once (`fit`), blocks, and how many rounds of resident blocks they make (`rounds`; the fraction behind the point is
-how full the last one is).
+how full the last one is). A tile reads "rows x columns / warps along both, k-steps, stages, / parts, * slices".
 """
 
 from __future__ import annotations
@@ -147,16 +147,16 @@ def row(layer: Layer, batch: int, arch: str, tile: Tile | None = None, bits: int
     shape = f"{tile.rows}x{tile.columns}/{tile.warps_m}x{tile.warps_n}"
     per_imma = " ".join(f"{n / imma:9.2f}" for n in counts.values())
     name = f"{layer.name} b{batch} {arch}"
-    choice = f"{shape} k{tile.ksteps} s{tile.stages} /{tile.splits}"
+    choice = f"{shape} k{tile.ksteps} s{tile.stages} /{tile.splits} *{tile.slices}"
     return (
-        f"{name:38} {choice:24} {imma:4} {sum(counts.values()) / imma:6.2f} {per_imma} {code.registers:4} "
+        f"{name:38} {choice:26} {imma:4} {sum(counts.values()) / imma:6.2f} {per_imma} {code.registers:4} "
         f"{launch.shared_bytes:7} {fit:3} {blocks:6} {blocks / max(1, fit) / isa.multiprocessors:6.2f}"
         + (f" SPILLS {code.spill_bytes}" if code.spill_bytes or code.local_memory else "")
     )
 
 
 HEADER = (
-    f"{'layer':38} {'tile':24} IMMA {'others':>6} {' '.join(f'{name:>9}' for name in (*CLASSES, 'other'))} regs"
+    f"{'layer':38} {'tile':26} IMMA {'others':>6} {' '.join(f'{name:>9}' for name in (*CLASSES, 'other'))} regs"
     f"  shared fit blocks rounds"
 )
 

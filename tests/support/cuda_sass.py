@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -37,8 +37,8 @@ class KernelCode:
         Local memory of a thread, and what was spilled to it for lack of registers (stores and loads).
     shared_bytes : int
         Static shared memory of a block.
-    loop : mapping of str to int
-        Opcodes of the main loop alone: the innermost loop with the most matrix instructions.
+    loop_order : tuple of str
+        Opcodes of the main loop alone, in order: the innermost loop with the most matrix instructions.
     """
 
     opcodes: Mapping[str, int]
@@ -46,7 +46,12 @@ class KernelCode:
     stack_bytes: int
     spill_bytes: int
     shared_bytes: int
-    loop: Mapping[str, int] = field(default_factory=dict)
+    loop_order: tuple[str, ...] = ()
+
+    @property
+    def loop(self) -> Mapping[str, int]:
+        """How often each opcode stands in the main loop."""
+        return Counter(self.loop_order)
 
     def count(self, prefix: str) -> int:
         """Instructions whose opcode is `prefix` or begins with `prefix` and a dot."""
@@ -147,11 +152,11 @@ _LINE = re.compile(r"^\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)$
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 
 
-def _main_loop(text: str) -> Counter[str]:
+def _main_loop(text: str) -> tuple[str, ...]:
     """Opcodes between a backward branch and its target, of the smallest loop with the most matrix instructions."""
     labels: dict[str, int] = {}
     opcodes: list[str] = []
-    loops: list[Counter[str]] = []
+    loops: list[tuple[str, ...]] = []
     for line in text.splitlines():
         if label := _LABEL.match(line):
             labels[label[1]] = len(opcodes)
@@ -160,12 +165,12 @@ def _main_loop(text: str) -> Counter[str]:
             target = re.search(r"\.L_x_\d+", instruction[3]) if instruction[2].startswith("BRA") else None
             if target is not None and target[0] in labels:
                 body = opcodes[labels[target[0]] :]
-                loops.append(Counter(opcode for opcode in body if opcode != "NOP"))
+                loops.append(tuple(opcode for opcode in body if opcode != "NOP"))
 
-    def rank(loop: Counter[str]) -> tuple[int, int]:
-        return sum(n for opcode, n in loop.items() if opcode.startswith("IMMA")), -loop.total()
+    def rank(loop: tuple[str, ...]) -> tuple[int, int]:
+        return sum(opcode.startswith("IMMA") for opcode in loop), -len(loop)
 
-    return max(loops, key=rank, default=Counter())
+    return max(loops, key=rank, default=())
 
 
 def _number(pattern: str, text: str) -> int:

@@ -109,10 +109,55 @@ def test_every_tile(arch: str) -> None:
     for name, options in {"conv": {}, "conv_4bit": {"bits": 4}, "colours": {"channels": 3, "kernel": 7}}.items():
         geometry: Any = _conv2d(isa, None, **options).key[2]
         for tile in candidates(geometry, isa):
+            # Of every shape the longest stage, without slices and with them.
             if tile.splits == 1:
-                kernels[f"{name}_{tile.rows}x{tile.columns}_{tile.ksteps}"] = _conv2d(isa, tile, **options)
+                shape = f"{tile.rows}x{tile.columns}_{tile.warps_m}x{tile.warps_n}_{tile.slices}"
+                kernels[f"{name}_{shape}"] = (tile, options)
     assert len(kernels) > 30
-    _check(kernels, arch)
+    _check({name: _conv2d(isa, tile, **options) for name, (tile, options) in kernels.items()}, arch)
+
+
+# Other instructions per matrix instruction in the main loop, as read plus a tenth: what is above was made slower.
+MOST_OTHERS = {
+    "3x3, large warps": (Tile(128, 128, 2, 2, 2, 4), {}, 1.85),
+    "3x3, eight warps": (Tile(256, 128, 4, 2, 4, 3), {}, 1.55),
+    "3x3, smaller warps": (Tile(128, 64, 2, 2, 2, 4), {}, 3.35),
+    "1x1, large warps": (Tile(128, 128, 2, 2, 2, 4), {"kernel": 1}, 1.2),
+    "1x1, long stages": (Tile(256, 128, 4, 2, 4, 3), {"kernel": 1, "channels": 1024}, 0.85),
+    "4 bits": (Tile(128, 128, 2, 2, 2, 4), {"bits": 4}, 2.5),
+    "colours": (Tile(256, 64, 4, 1, 1, 4), {"channels": 3, "kernel": 7}, 3.0),
+}
+
+
+@pytest.mark.parametrize("arch", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
+def test_main_loop_is_mostly_products(arch: str) -> None:
+    cuda_sass.require_tools()
+    kernels = {name: _conv2d(ARCHITECTURES[arch], tile, **options) for name, (tile, options, _) in MOST_OTHERS.items()}
+    symbols = {name: f"layer_{i}" for i, name in enumerate(kernels)}
+    source = cuda_source({symbols[name]: kernel.build() for name, kernel in kernels.items()}, arch)
+    code = cuda_sass.kernel_code(source.source, arch)
+    others = {}
+    for name, (tile, _, _) in MOST_OTHERS.items():
+        found = code[source.functions[symbols[name]].launches[0].kernel]
+        assert (found.spill_bytes, found.stack_bytes, found.local_memory) == (0, 0, 0), name
+        products = sum(n for opcode, n in found.loop.items() if opcode.startswith("IMMA"))
+        # One matrix instruction per 16 x 8 x 32 bytes of a warp's share of a stage.
+        assert products == tile.m_tiles * tile.n_blocks * 4 * tile.ksteps, name
+        others[name] = round((sum(found.loop.values()) - products) / products, 2)
+    too_many = {name: n for name, n in others.items() if n > MOST_OTHERS[name][2]}
+    assert not too_many, others
+
+
+def test_fragments_are_read_ahead_of_products() -> None:
+    """Between a barrier and the fragments behind it stand products that do not wait for them."""
+    cuda_sass.require_tools()
+    kernel = _conv2d(ARCHITECTURES["sm_90"], Tile(128, 128, 2, 2, 2, 4))
+    source = cuda_source({"layer": kernel.build()}, "sm_90")
+    found = cuda_sass.kernel_code(source.source, "sm_90")[source.functions["layer"].launches[0].kernel]
+    order = [opcode.split(".")[0] for opcode in found.loop_order]
+    behind = order[order.index("BAR") :]
+    assert "LDSM" in behind
+    assert behind.index("IMMA") < len(behind) - 1 - behind[::-1].index("LDSM")
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
