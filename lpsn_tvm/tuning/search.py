@@ -15,6 +15,7 @@ BATCH = 8
 """Trials that are built and timed together."""
 
 MOST_ENUMERATED = 20_000
+"""Larger spaces are not gone through from end to end."""
 
 POPULATION, GENERATIONS = 64, 3
 """Spaces have hundreds of configurations, not the millions that the defaults (512, 4; 20 s a batch) are made for."""

@@ -13,6 +13,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from lpsn_tvm.tuning.control import Control
 from lpsn_tvm.tuning.cost_model import check_xgboost, cost_model
 from lpsn_tvm.tuning.finals import FINALISTS, finals, record_of
 from lpsn_tvm.tuning.measurer import Measurer
-from lpsn_tvm.tuning.search import BATCH, candidate_of, search_strategy
+from lpsn_tvm.tuning.search import BATCH, MOST_ENUMERATED, candidate_of, search_strategy
 from lpsn_tvm.tuning.space import read_config, space_generator
 from lpsn_tvm.tuning.tasks import Task, extract
 from lpsn_tvm.tuning.trials import State, Trial, Trials
@@ -102,12 +103,15 @@ def tune_tasks(
         run.measure_first(known or Records())
         run.search()
         run.save_time()
-    if run.control.is_interrupted:
+    try:
+        if run.control.is_interrupted:
+            raise KeyboardInterrupt
+        return run.decide()
+    except KeyboardInterrupt as error:
         raise TuningInterrupted(
             f"{run.trials.count} trials are kept in {directory}; the same command with the same directory goes on from "
             "there"
-        )
-    return run.decide()
+        ) from error
 
 
 class _Run:
@@ -130,6 +134,7 @@ class _Run:
         self.key = _digest(device, *sorted(task.template.key for task in tasks))
         spent = float(self.state.get("seconds", self.key) or 0.0)
         self.control = Control(budget, self.trials.count, spent, progress)
+        self._sizes: dict[str, int] = {}
 
     def measure_first(self, known: Records) -> None:
         """Measure defaults and known records that were not yet, and sort the tasks: those that take most of the
@@ -173,6 +178,9 @@ class _Run:
         model = cost_model(self.tasks, self.seed)
         contexts = [self._context(task, self.seed + index) for index, task in enumerate(self.tasks)]
         self._teach(model, contexts)
+        self._sizes = {
+            t.template.key: sum(1 for _ in islice(t.template.configs(), MOST_ENUMERATED)) for t in self.tasks
+        }
         for task in self.tasks:
             self._show(task)
         callbacks = [
@@ -245,7 +253,7 @@ class _Run:
 
     def _show(self, task: Task) -> None:
         done, best = len(self.trials.of(task)), self.trials.best(task, 1)
-        total = sum(1 for _, _ in zip(task.template.configs(), range(10_000), strict=False))
+        total = self._sizes[task.template.key]
         stage = f"tune {task.label}"
         self.progress(stage, min(done, total), total)
         default = self.trials.default(task)

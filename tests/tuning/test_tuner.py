@@ -221,6 +221,20 @@ def test_ctrl_c_ends_after_the_batch_and_says_how_to_go_on(tmp_path):
     assert len(run([task(1), task(2)], 100, tmp_path)[1].trials) == 100 - kept
 
 
+def test_ctrl_c_in_the_finals_keeps_finished_verdicts(tmp_path):
+    class Interrupted(SyntheticMeasurer):
+        def compare(self, *args):
+            if len(self.comparisons) == 1:
+                raise KeyboardInterrupt
+            return super().compare(*args)
+
+    with pytest.raises(TuningInterrupted, match="the same command"):
+        run([task(1), task(2)], 40, tmp_path, Interrupted())
+    assert len(Records.load(tmp_path / ACCEPTED)) == 1
+    records, measurer = run([task(1), task(2)], 40, tmp_path)
+    assert len(records) == 2 and len(measurer.comparisons) == 1 and measurer.trials == []
+
+
 def test_a_second_ctrl_c_ends_at_once():
     control = Control(Budget(trials=10), 0, 0.0, silent)
     with pytest.raises(KeyboardInterrupt), control.interruptible():
