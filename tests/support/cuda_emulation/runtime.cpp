@@ -238,9 +238,9 @@ void run_block(Warps& warps) {
   }
 }
 
+std::vector<char*> stacks;
+
 void make_fibers(int threads) {
-  // Stacks stay for the next launch; only the pages that are touched cost memory.
-  static std::vector<char*> stacks;
   while (static_cast<int>(stacks.size()) < threads) {
     void* memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     if (memory == MAP_FAILED) {
@@ -253,6 +253,12 @@ void make_fibers(int threads) {
   machine.fibers.resize(threads);
   machine.threads = threads;
   for (int t = 0; t < threads; ++t) machine.fibers[t].stack = stacks[t];
+}
+
+// A process may hold only so many mappings, and every library of kernels has stacks of its own.
+void free_stacks() {
+  for (char* stack : stacks) munmap(stack, kStackBytes);
+  stacks.clear();
 }
 
 }  // namespace
@@ -291,6 +297,7 @@ int run(const Launch& launch, Body body, const void* context, char* message, std
     run_block(warps);
   }
   machine.launch = nullptr;
+  free_stacks();
   if (machine.failed) std::snprintf(message, message_bytes, "%s", error_text);
   return machine.failed ? 1 : 0;
 }
