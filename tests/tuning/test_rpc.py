@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -36,6 +37,11 @@ def program(folder: Path, *arguments: str) -> AbstractContextManager[tuple[subpr
     return started(folder / f"{arguments[0]}.txt", ["-m", "lpsn_tvm.cli", *arguments], {})
 
 
+def _end_with_parent() -> None:
+    """Also when the tests themselves are killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 @contextmanager
 def started(
     log: Path, arguments: list[str], environment: dict[str, str]
@@ -48,6 +54,7 @@ def started(
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
     try:
         end = time.monotonic() + 60
