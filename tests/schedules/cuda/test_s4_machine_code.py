@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import cuda_sass
 import numpy as np
@@ -27,11 +30,13 @@ def _tools() -> None:
     cuda_sass.require_tools()
 
 
-def _conv2d(isa: CudaIsa, tile: Tile | None = SMALL, channels: int = 128) -> Kernel:
-    weight = np.random.default_rng(0).integers(-8, 8, (128, channels, 3, 3)).astype(np.int8)
-    constants = {"weight": weight, "bias": np.zeros(128, np.int32), "scale": np.ones(128, np.float32)}
-    attrs = {"strides": (1, 1), "padding": (1, 1, 1, 1), "x_zero_point": 3, "x_qmax": 15}
-    data = TensorSpec((8, channels, 28, 28), "uint8", 32 if channels > 16 else 0)
+def _conv2d(
+    isa: CudaIsa, tile: Tile | None = SMALL, channels: int = 128, kernel: int = 3, out: int = 128, size: int = 28
+) -> Kernel:
+    weight = np.random.default_rng(0).integers(-8, 8, (out, channels, kernel, kernel)).astype(np.int8)
+    constants = {"weight": weight, "bias": np.zeros(out, np.int32), "scale": np.ones(out, np.float32)}
+    attrs = {"strides": (1, 1), "padding": (kernel // 2,) * 4, "x_zero_point": 3, "x_qmax": 15}
+    data = TensorSpec((8, channels, size, size), "uint8", 32 if channels > 16 else 0)
     made = conv2d((data,), constants, attrs, isa, tile)
     assert made is not None
     return made
@@ -89,3 +94,20 @@ def test_the_check_sees_what_hopper_would_make_of_them() -> None:
     assert code.count("IMMA.16832.U8.S8") > 0 and code.count("CALL") > 0
     with pytest.raises(AssertionError):
         _check(code, "sm_89", kernel)
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80"])
+def test_all_threads_execute_the_matrix_instructions(arch: str, tmp_path: Path) -> None:
+    """They are not volatile, and results of one stage are only used under conditions (pixels and channels that hang
+    over): no branch may stand between the first and the last, as some threads would take it and others not.
+    """
+    kernel = _conv2d(ARCHITECTURES[arch], Tile(64, 64, 2, 2, 2, 2), 64, kernel=1, out=72, size=27)
+    assert kernel.key[2].iterations == 1
+    (tmp_path / "kernel.cu").write_text(cuda_source({"conv2d": kernel.build()}, arch).source)
+    command = [str(cuda_sass.nvcc()), f"-arch={arch}", "-ptx", *cuda_sass.FLAGS[:3], "-o", "kernel.ptx", "kernel.cu"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    text = (tmp_path / "kernel.ptx").read_text()
+    products = text[text.index("mma.sync") : text.rindex("mma.sync")]
+    assert products.count("mma.sync") >= 7
+    assert re.search(r"@!?%p\d+\s+bra", products) is None
+    assert re.search(r"@!?%p\d+\s+bra", text[text.rindex("mma.sync") :]) is not None
