@@ -113,7 +113,7 @@ class ConvLayer:
             "shape": tuple(_text(shape) for shape in shapes(g, isa)),
             "ksteps": tuple(k for k in KSTEPS if k <= max(1, g.ksteps)),
             "stages": STAGES if isa.has_cp_async else (2,),
-            "slices": SLICES if isa.has_mma_s8 else (1,),
+            "slices": SLICES if isa.has_cp_async else (1,),
             "splits": SPLITS if g.interleave is None else (1,),
         }
         return Template(

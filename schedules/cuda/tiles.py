@@ -112,7 +112,7 @@ def candidates(geometry: ConvGeometry, isa: CudaIsa) -> Iterator[Tile]:
     for shape in shapes(geometry, isa):
         for ksteps in KSTEPS if isa.has_cp_async else KSTEPS[:2]:
             for stages in STAGES if isa.has_cp_async else (2,):
-                for slices in SLICES if isa.has_mma_s8 else SLICES[:1]:
+                for slices in SLICES if isa.has_cp_async else SLICES[:1]:
                     tile = Tile(*shape, ksteps, stages, 1, slices)
                     if not fits(geometry, tile, isa):
                         continue
@@ -132,11 +132,16 @@ def fits(geometry: ConvGeometry, tile: Tile, isa: CudaIsa) -> bool:
     units = KSTEP // g.chunk
     if tile.ksteps > g.ksteps or (tile.threads // units > tile.rows and g.in_block < KSTEP):
         return False
+    if tile.slices > 1 and not isa.has_cp_async:
+        return False
     if tile.slices > 1 and (tile.ksteps % tile.slices or tile.rows * tile.columns > MOST_SLICED or tile.threads > 512):
         return False
     if g.multiplies_nibbles and tile.ksteps // tile.slices % 2:
         return False
-    if g.memory_bytes > isa.shared_bytes or registers(g) > min(MOST_REGISTERS, isa.max_registers // tile.threads):
+    # Without asynchronous copies a stage waits in registers.
+    held = 0 if isa.has_cp_async else ceil(g.stage_bytes / 4 / tile.threads)
+    most = min(MOST_REGISTERS, isa.max_registers // tile.threads)
+    if g.memory_bytes > isa.shared_bytes or registers(g) + held > most:
         return False
     if tile.splits == 1:
         return True
