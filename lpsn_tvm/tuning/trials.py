@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lpsn_tvm.container import write_atomically
 from lpsn_tvm.errors import TuningError
@@ -16,7 +16,7 @@ from lpsn_tvm.schedules.template import Template, Value, canonical
 from lpsn_tvm.tuning.space import annotate, placeholder
 from lpsn_tvm.tuning.tasks import Task
 
-WORKLOADS, RECORDS, STATE = "database_workload.json", "database_tuning_record.json", "state.json"
+WORKLOADS, RECORDS, STATE, LOCK = "database_workload.json", "database_tuning_record.json", "state.json", "lock"
 FAILED_SECONDS = 1e9
 """MetaSchedule writes down a failed trial with a time of 1e10 seconds."""
 
@@ -44,7 +44,7 @@ class Trials:
     Raises
     ------
     TuningError
-        The directory cannot be written.
+        The directory cannot be written, or another run is at work in it.
     """
 
     def __init__(self, directory: Path, device: str, tasks: Iterable[Task]) -> None:
@@ -53,6 +53,7 @@ class Trials:
         self.directory = directory
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(directory)
             cut_torn_lines(directory)
             (directory / WORKLOADS).touch()
         except OSError as error:
@@ -62,6 +63,10 @@ class Trials:
         self._templates = {task.template.key: task.template for task in tasks}
         self._found: dict[str, list[Trial]] = {key: [] for key in self.modules}
         self._read()
+
+    def close(self) -> None:
+        """Let other runs into the directory (as the end of the process does, too)."""
+        self._lock.close()
 
     def _read(self) -> None:
         keys = {_identity(mod): key for key, mod in self.modules.items()}
@@ -112,6 +117,21 @@ class Trials:
         """The first trial of the default configuration."""
         wanted = canonical(task.template.default)
         return next((trial for trial in self.of(task) if canonical(trial.config) == wanted), None)
+
+
+def _locked(directory: Path) -> IO[bytes]:
+    """The directory's lock file, held until it is closed: two runs would write into each other's lines."""
+    import fcntl
+
+    file = (directory / LOCK).open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise TuningError(
+            "another run is tuning in this directory; wait for it, or choose another one", where=str(directory)
+        ) from error
+    return file
 
 
 def _identity(mod: Any) -> str:

@@ -99,11 +99,11 @@ def tune_tasks(
         return Records()
     import_tensor_intrinsics()
     run = _Run(tasks, device, budget, directory, measurer, progress, seed)
-    with run.control.interruptible(), quiet_metaschedule():
-        run.measure_first(known or Records())
-        run.search()
-        run.save_time()
     try:
+        with run.control.interruptible(), quiet_metaschedule():
+            run.measure_first(known or Records())
+            run.search()
+            run.save_time()
         if run.control.is_interrupted:
             raise KeyboardInterrupt
         return run.decide()
@@ -112,6 +112,8 @@ def tune_tasks(
             f"{run.trials.count} trials are kept in {directory}; the same command with the same directory goes on from "
             "there"
         ) from error
+    finally:
+        run.trials.close()
 
 
 class _Run:

@@ -6,18 +6,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lpsn_tvm.budget import Budget
+from lpsn_tvm.errors import TuningError
 from lpsn_tvm.progress import silent
 from lpsn_tvm.records import Record, Records
 from lpsn_tvm.schedules.template import canonical
+from lpsn_tvm.tuning import control
 from lpsn_tvm.tuning.control import Control
-from lpsn_tvm.tuning.trials import RECORDS, WORKLOADS, cut_torn_lines
+from lpsn_tvm.tuning.search import BATCH
+from lpsn_tvm.tuning.trials import RECORDS, WORKLOADS, Trials, cut_torn_lines
 from lpsn_tvm.tuning.tuner import ACCEPTED, TuningInterrupted, tune_tasks
 from tests.support.synthetic_tuning import BEST, DEVICE, SyntheticMeasurer, seconds_of, task, template
 
@@ -135,16 +138,24 @@ def test_known_records_are_tried_first(tmp_path):
     assert configs_of(records) == {1: BEST[1]}
 
 
-def test_a_time_budget_ends_the_search(tmp_path):
-    measurer = SyntheticMeasurer(on_trial=lambda config: time.sleep(0.02))
-    start = time.monotonic()
-    tune_tasks([task(1), task(2)], DEVICE, Budget(seconds=2.5), tmp_path, measurer)
-    # Four fifths of it for the search; a batch that has begun is finished.
-    assert 1.5 < time.monotonic() - start < 6
-    assert 20 < len(measurer.trials) < 150
-    again = SyntheticMeasurer()
-    tune_tasks([task(1), task(2)], DEVICE, Budget(seconds=2.5), tmp_path, again)
+def test_a_time_budget_ends_the_search(tmp_path, monkeypatch):
+    """A clock that only trials advance: a tenth of a second each."""
+    clock = [0.0]
+    monkeypatch.setattr(control, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def on_trial(config):
+        clock[0] += 0.1
+
+    measurer = SyntheticMeasurer(on_trial=on_trial)
+    tune_tasks([task(1), task(2)], DEVICE, Budget(seconds=7.5), tmp_path, measurer)
+    # Four fifths of it for the search; batches that have begun are finished.
+    assert 60 <= len(measurer.trials) < 60 + 3 * BATCH
+    again = SyntheticMeasurer(on_trial=on_trial)
+    tune_tasks([task(1), task(2)], DEVICE, Budget(seconds=7.5), tmp_path, again)
     assert again.trials == []
+    more = SyntheticMeasurer(on_trial=on_trial)
+    tune_tasks([task(1), task(2)], DEVICE, Budget(seconds=12.5), tmp_path, more)
+    assert 100 <= len(measurer.trials) + len(more.trials) < 100 + 3 * BATCH
 
 
 def test_templates_with_different_features_share_a_model(tmp_path):
@@ -177,9 +188,13 @@ def test_progress_names_layers_and_counts_trials(tmp_path):
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
 from lpsn_tvm.budget import Budget
+from lpsn_tvm.errors import TuningError
 from lpsn_tvm.progress import silent
+from lpsn_tvm.tuning import control
 from lpsn_tvm.tuning.control import Control
+from lpsn_tvm.tuning.search import BATCH
 from lpsn_tvm.tuning.tuner import tune_tasks
 from tests.support.synthetic_tuning import DEVICE, SyntheticMeasurer, task
 count = 0
@@ -236,11 +251,19 @@ def test_ctrl_c_in_the_finals_keeps_finished_verdicts(tmp_path):
 
 
 def test_a_second_ctrl_c_ends_at_once():
-    control = Control(Budget(trials=10), 0, 0.0, silent)
-    with pytest.raises(KeyboardInterrupt), control.interruptible():
+    counter = Control(Budget(trials=10), 0, 0.0, silent)
+    with pytest.raises(KeyboardInterrupt), counter.interruptible():
         os.kill(os.getpid(), signal.SIGINT)
-        assert control.is_interrupted and control.left() == 0
+        assert counter.is_interrupted and counter.left() == 0
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_two_runs_do_not_share_a_directory_at_once(tmp_path):
+    first = Trials(tmp_path, DEVICE, [task(1)])
+    with pytest.raises(TuningError, match="another run is tuning in this directory"):
+        run([task(1)], 8, tmp_path)
+    first.close()
+    run([task(1)], 8, tmp_path)
 
 
 @pytest.mark.parametrize("damage", [b"", b"\n", b"[0", b"[0,[[[]]]]\x00", b"[99,[]]\n", b"null\n", b"\xff\xfe\n"])
