@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 FASHION := /usr/share/datasets/fashion-mnist
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: demo test test-all lint bench data clean
+.PHONY: demo test test-all test-gpu lint bench data clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,10 @@ test: $(VENV)/installed data   ## install, then the fast tests (some minutes on 
 
 test-all: $(VENV)/installed data   ## everything, big networks too (long)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+test-gpu: $(VENV)/installed   ## the tests of kernels and modules for NVIDIA GPUs, on this machine's GPU; needs nvcc
+	LPSN_CUDA_TESTS=gpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow" -rs \
+	    tests/schedules/cuda tests/targets/test_cuda_*.py tests/test_cuda_*.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -1,4 +1,6 @@
-"""Run kernels for GPUs in emulation on logical (NCHW) arrays, and compare them with the reference."""
+"""Run kernels for GPUs on logical (NCHW) arrays, in emulation or where `cuda_executors` says, and compare them with the
+reference.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from cuda_emulation import compile_kernel
+from cuda_executors import run_generated
 
 from lpsn_tvm import quant
 from lpsn_tvm.schedules.cuda.conv2d_mma import conv2d
@@ -45,17 +47,9 @@ def run_kernel(kernel: Kernel, arrays: Sequence[Array], arch: str, *, order: str
 
     Races, accesses outside of arrays and reads of copies that nobody waited for fail in the emulation.
     """
-    source = _generated(kernel.key, arch, _Build(kernel))
-    function = source.functions["kernel"]
-    out = np.full(kernel.out.memory_shape, 77).astype(kernel.out.dtype)
+    made = _generated(kernel.key, arch, _Build(kernel))
     inputs = [poisoned(spec, array) for spec, array in zip(kernel.inputs, arrays, strict=True)]
-    buffers = dict(zip(function.parameters, (*inputs, *kernel.constants, out), strict=True))
-    buffers |= {name: np.full(size, 0x5A, np.uint8) for name, size in function.workspaces.items()}
-    for launch in function.launches:
-        emulated = compile_kernel(source.source, launch.kernel, arch=int(arch.removeprefix("sm_")))
-        arguments = [buffers[name] for name in launch.arguments]
-        emulated(launch.grid, launch.block, launch.shared_bytes, *arguments, order=order, seed=3)
-    return kernel.out.unpack(out)
+    return run_generated(kernel, made, inputs, arch, order=order, seed=3)
 
 
 def poisoned(spec: TensorSpec, array: Array) -> Array:

@@ -1,4 +1,7 @@
-"""Run what the cuda backend generates without a GPU: every launch of a plan through the emulation, over one arena."""
+"""Run what the cuda backend generates without a GPU: every launch of a plan through the emulation, over one arena.
+
+`run_module` and `run_kernel` use the GPU instead where `cuda_executors` says so.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from cuda_emulation import compile_kernel
+from cuda_executors import run_generated, run_launch
 
 import lpsn_tvm
 from lpsn_tvm.targets import get_backend
@@ -56,7 +60,8 @@ def run_module(backend: Any, mod: Any, feeds: Mapping[str, np.ndarray], **option
     source, plan = generate(backend, mod)
     arrays = [np.array(feeds[param.name]) for param in mod["main"].params]
     memory = Memory(plan.arena_bytes, plan.constants, arrays)
-    run_launches(source.source, plan.launches, memory, **options)
+    for launch in plan.launches:
+        run_launch(source.source, launch, memory, backend.device, **options)
     return [memory[port.place].view(port.dtype).reshape(port.shape) for port in plan.outputs]
 
 
@@ -65,16 +70,8 @@ def run_kernel(kernel: Any, arrays: Sequence[np.ndarray], arch: str = "sm_86", *
     from run_kernel import poisoned
 
     made = cuda_source({"kernel": kernel.build()}, arch)
-    function = made.functions["kernel"]
-    inputs = [np.ascontiguousarray(poisoned(s, a)) for s, a in zip(kernel.inputs, arrays, strict=True)]
-    out = np.full(kernel.out.memory_shape, 77, kernel.out.dtype)
-    buffers = dict(zip(function.parameters, [*inputs, *kernel.constants, out], strict=True))
-    buffers |= {name: np.full(size, 0xCD, np.uint8) for name, size in function.workspaces.items()}
-    for launch in function.launches:
-        emulated = compile_kernel(made.source, launch.kernel)
-        arguments = [np.ascontiguousarray(buffers[name]) for name in launch.arguments]
-        emulated(launch.grid, launch.block, launch.shared_bytes, *arguments, **options)
-    return kernel.out.unpack(out)
+    inputs = [poisoned(spec, array) for spec, array in zip(kernel.inputs, arrays, strict=True)]
+    return run_generated(kernel, made, inputs, arch, **options)
 
 
 def network(model: Any, **options: Any) -> Any:
