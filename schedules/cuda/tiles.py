@@ -138,6 +138,10 @@ def fits(geometry: ConvGeometry, tile: Tile, isa: CudaIsa) -> bool:
         return False
     if g.multiplies_nibbles and tile.ksteps // tile.slices % 2:
         return False
+    is_unpacked = g.weight_bits == 4 and not g.multiplies_nibbles
+    if is_unpacked and tile.m_tiles >= 4 and tile.ksteps // tile.slices > 4:
+        # Read from machine code: unpacking so many k-steps ahead spills.
+        return False
     # Without asynchronous copies a stage waits in registers.
     held = 0 if isa.has_cp_async else ceil(g.stage_bytes / 4 / tile.threads)
     most = min(MOST_REGISTERS, isa.max_registers // tile.threads)
