@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from math import ceil, prod
 
 from lpsn_tvm.schedules.cuda.conv2d_dp4a import DOT_SHAPES
@@ -91,8 +92,9 @@ first stage.
 """
 
 
+@cache
 def choose_tile(geometry: ConvGeometry, isa: CudaIsa) -> Tile:
-    """The tile of least estimated time."""
+    """The tile of least estimated time; networks repeat their layers."""
     return min(candidates(geometry, isa), key=lambda tile: estimate(replace(geometry, tile=tile), isa))
 
 
@@ -117,7 +119,8 @@ def candidates(geometry: ConvGeometry, isa: CudaIsa) -> Iterator[Tile]:
                     if not fits(geometry, tile, isa):
                         continue
                     yield tile
-                    blocks = replace(geometry, tile=tile).row_tiles * replace(geometry, tile=tile).column_tiles
+                    g = replace(geometry, tile=tile)
+                    blocks = g.row_tiles * g.column_tiles
                     # Parts cost a launch: only where there are not enough blocks.
                     for splits in SPLITS[1:] if blocks < isa.multiprocessors else ():
                         if fits(geometry, replace(tile, splits=splits), isa):
