@@ -17,6 +17,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+import cuda_flow
 import pytest
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90")
@@ -39,6 +40,8 @@ class KernelCode:
         Static shared memory of a block.
     loop_order : tuple of str
         Opcodes of the main loop alone, in order: the innermost loop with the most matrix instructions.
+    conditional : tuple of str
+        Instructions of whole warps that some threads may skip (see `cuda_flow`).
     """
 
     opcodes: Mapping[str, int]
@@ -47,6 +50,7 @@ class KernelCode:
     spill_bytes: int
     shared_bytes: int
     loop_order: tuple[str, ...] = ()
+    conditional: tuple[str, ...] = ()
 
     @property
     def loop(self) -> Mapping[str, int]:
@@ -144,6 +148,7 @@ def _read(listing: str, report: str) -> dict[str, KernelCode]:
             _number(r"(\d+) bytes spill stores", numbers) + _number(r"(\d+) bytes spill loads", numbers),
             _number(r"(\d+) bytes smem", numbers),
             _main_loop(text),
+            tuple(cuda_flow.conditional(text)),
         )
     return found
 

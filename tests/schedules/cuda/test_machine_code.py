@@ -80,6 +80,7 @@ def _check(kernels: dict[str, Kernel], arch: str) -> None:
             found = code[launch.kernel]
             assert (found.spill_bytes, found.stack_bytes, found.local_memory) == (0, 0, 0), name
             assert found.registers * launch.block[0] <= 65536, name
+            assert found.conditional == (), name
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90"])
