@@ -78,6 +78,31 @@ def test_networks_run_through_the_driver(gpu: StandInDevice) -> None:
     assert "cuLaunchKernel" in gpu.fake.calls
 
 
+DOUBLE = """
+extern "C" __global__ void twice(const int* __restrict__ x, int* __restrict__ y) {
+  y[threadIdx.x] = 2 * x[threadIdx.x];
+}
+"""
+
+
+def test_written_kernels_run_through_the_driver(gpu: StandInDevice) -> None:
+    x, y = np.arange(32, dtype=np.int32), np.zeros(32, np.int32)
+    cuda_executors.compile_kernel(DOUBLE, "twice").run_all_orders(1, 32, 0, x, y)
+    np.testing.assert_array_equal(y, 2 * x)
+    assert gpu.fake.calls.count("cuLaunchKernel") == 1
+
+
+def test_written_kernels_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cuda_executors.KIT, str(tmp_path))
+    x, y = np.arange(32, dtype=np.int32), np.zeros(32, np.int32)
+    cuda_executors.compile_kernel(DOUBLE, "twice")(1, 32, 0, x, y)
+    (path,) = kernel_kit.paths(tmp_path)
+    case, buffers, expected = kernel_kit.read_case(path)
+    assert (case.family, case.shapes) == (kernel_kit.INSTRUCTIONS, "twice")
+    np.testing.assert_array_equal(expected, 2 * buffers["argument0"])
+    assert (buffers[case.out_name] == kernel_kit.OUT_NUMBER).all(), "the output starts as garbage"
+
+
 def test_what_a_gpu_cannot_run_is_skipped(gpu: StandInDevice) -> None:
     gpu.device = dataclasses.replace(gpu.device, number=75)
     with pytest.raises(pytest.skip.Exception, match="a kernel for sm_80; this GPU is sm_75"):

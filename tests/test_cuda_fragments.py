@@ -1,4 +1,4 @@
-"""Fragment layouts of the emulated tensor-core instructions against the tables of the PTX ISA.
+"""Fragment layouts of tensor-core instructions, as emulated or on a GPU, against the tables of the PTX ISA.
 
 The formulas below are those of the PTX ISA, section "Matrix multiply-accumulate operation using mma instruction",
 written per instruction as they are printed there (`group` is groupID, `tig` is threadID_in_group); the emulation
@@ -12,8 +12,10 @@ from itertools import product
 
 import numpy as np
 import pytest
-from cuda_emulation import EmulationError, UnknownInstructionError, compile_kernel
+from cuda_emulation import EmulationError, UnknownInstructionError
+from cuda_emulation import compile_kernel as compile_emulated
 from cuda_emulation.build import compiler
+from cuda_executors import compile_kernel
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="g++ is missing")
 
@@ -147,7 +149,7 @@ def test_satfinite_clamps() -> None:
 
 
 def test_mma_needs_a_whole_warp() -> None:
-    kernel = compile_kernel(MMA_SOURCE, _name((8, 8, 16, 8), "s", "s"))
+    kernel = compile_emulated(MMA_SOURCE, _name((8, 8, 16, 8), "s", "s"))
     registers = np.zeros((32, 2), np.int32)
     with pytest.raises(EmulationError, match="fewer than 32 threads"):
         kernel(1, 16, 0, registers, registers.copy(), registers.copy(), registers.copy())
@@ -204,4 +206,4 @@ def test_ldmatrix(count: int, trans: str) -> None:
 def test_unknown_instructions_are_refused(text: str) -> None:
     source = f'extern "C" __global__ void k(int* p) {{ asm volatile("{text}" : "+r"(p[0])); }}'
     with pytest.raises(UnknownInstructionError):
-        compile_kernel(source, "k")
+        compile_emulated(source, "k")

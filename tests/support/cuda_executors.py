@@ -26,7 +26,7 @@ import pytest
 from benchmarks import kernel_kit
 from benchmarks.kernel_device import KernelDevice
 from lpsn_tvm.errors import ArtifactError
-from lpsn_tvm.schedules.kernel import Array, Kernel
+from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 from lpsn_tvm.targets import cuda_driver
 from lpsn_tvm.targets.cuda_compile import CudaSource, compile_cubin
 from lpsn_tvm.targets.cuda_errors import DriverError, is_dead
@@ -133,3 +133,44 @@ def run_generated(kernel: Kernel, made: CudaSource, inputs: Sequence[Array], arc
         case = kernel_kit.case_of(kernel, made.source, function, arch, origin)
         kernel_kit.write_case(Path(folder), case, made.source, before, result)
     return result
+
+
+class WrittenKernel:
+    """A hand-written kernel whose arguments are arrays, the last of them its output: called like an emulated one."""
+
+    def __init__(self, source: str, name: str, arch: int) -> None:
+        self.source, self.name, self.arch = source, name, f"sm_{arch}"
+
+    def __call__(
+        self, grid: int, block: int, shared: int, *arrays: Array, in_all_orders: bool = False, **options: Any
+    ) -> None:
+        names = tuple(f"argument{i}" for i in range(len(arrays)))
+        launch = kernel_kit.KitLaunch(self.name, (grid, 1, 1), (block, 1, 1), shared, names)
+        before = {name: array.copy() for name, array in zip(names, arrays, strict=True)}
+        if runs_on_gpu():
+            run_launch(self.source, launch, dict(zip(names, arrays, strict=True)), self.arch)
+            return
+        emulated = cuda_emulation.compile_kernel(self.source, self.name, arch=int(self.arch.removeprefix("sm_")))
+        (emulated.run_all_orders if in_all_orders else emulated)(grid, block, shared, *arrays, **options)
+        folder = os.environ.get(KIT)
+        if folder and not _plants_a_bug():
+            self._record(Path(folder), launch, before, arrays[-1])
+
+    def _record(self, folder: Path, launch: kernel_kit.KitLaunch, before: dict[str, Array], result: Array) -> None:
+        name = launch.arguments[-1]
+        del before[name]
+        origin = os.environ.get("PYTEST_CURRENT_TEST", "").split(" ")[0]
+        case = kernel_kit.Case(
+            kernel_kit.INSTRUCTIONS, self.name, origin, self.arch, kernel_kit.digest(self.source), (launch,), {}, name,
+            TensorSpec(result.shape, str(result.dtype)),
+        )  # fmt: skip
+        kernel_kit.write_case(folder, case, self.source, before, result)
+
+    def run_all_orders(self, grid: int, block: int, shared: int, *arrays: Array) -> None:
+        """Run, in the emulation in every order of threads."""
+        self(grid, block, shared, *arrays, in_all_orders=True)
+
+
+def compile_kernel(source: str, name: str, *, arch: int = 80) -> WrittenKernel:
+    """A kernel of a hand-written source, as `cuda_emulation.compile_kernel` has it, for the emulation or the GPU."""
+    return WrittenKernel(source, name, arch)
