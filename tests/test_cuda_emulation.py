@@ -92,6 +92,7 @@ COPY_LAMBDA = """auto cp = [](void* to, const void* from) {
         ("if (t % 2) return; a[t] = __shfl_sync(0xffffffffu, t, 0);", "has exited"),
         ("a[t] = __shfl_sync(t % 2 ? 0xaaaaaaaau : 0x55555555u, t, 0);", "not in mask"),
         ("if (t < 32) __syncwarp(1u << 31);", "does not name the calling lane"),
+        ("if (t < 48)\n__syncthreads();\nelse\n__syncthreads();", "thread 48 stand at different __syncthreads"),
         ("__shared__ int s[4]; cp(s, (char*)a + 4);", "aligned to 16"),
     ],
 )
@@ -99,6 +100,12 @@ def test_broken_rules_are_named(body: str, message: str) -> None:
     body = body.replace("cp(", COPY_LAMBDA + "cp(")
     with pytest.raises(EmulationError, match=message):
         _run(body, np.zeros(64, np.int32), np.zeros(64, np.int32), threads=64, shared=16)
+
+
+def test_warps_may_come_to_one_barrier_from_different_places() -> None:
+    out, body = np.zeros(64, np.int32), "if (t < 32)\n__syncthreads();\nelse\n__syncthreads();\na[t] = s[63 - t];"
+    _run(f"__shared__ int s[64]; s[t] = t;\n{body}", out, threads=64)
+    np.testing.assert_array_equal(out, 63 - np.arange(64))
 
 
 def test_views_keep_their_alignment() -> None:

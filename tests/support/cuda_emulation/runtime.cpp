@@ -152,6 +152,17 @@ void end_block() {
   }
 }
 
+// A warp executes a barrier as one: its lanes must not have come to different ones.
+const Fiber* parted_lane() {
+  const Fiber* first = nullptr;
+  for (const Fiber& fiber : machine.fibers) {
+    if (fiber.state != State::kBarrier) continue;
+    if (first == nullptr || first->warp != fiber.warp) first = &fiber;
+    if (first->line != fiber.line) return &fiber;
+  }
+  return nullptr;
+}
+
 // Nobody can run: either all living threads stand at the barrier, or the block hangs.
 void release_barrier() {
   const Fiber* stuck = nullptr;
@@ -165,6 +176,11 @@ void release_barrier() {
                       "%d threads wait at __syncthreads",
                       emu_block_index.x, emu_block_index.y, emu_block_index.z, stuck->thread, stuck->name, stuck->mask,
                       waiting);
+    return;
+  }
+  if (const Fiber* parted = parted_lane()) {
+    fail_in_scheduler("block (%u, %u, %u): lanes of the warp of thread %d stand at different __syncthreads",
+                      emu_block_index.x, emu_block_index.y, emu_block_index.z, parted->thread);
     return;
   }
   ++machine.barrier_epoch;
@@ -302,8 +318,9 @@ int run(const Launch& launch, Body body, const void* context, char* message, std
   return machine.failed ? 1 : 0;
 }
 
-void syncthreads() {
+void syncthreads(int line) {
   Fiber& fiber = *machine.current;
+  fiber.line = line;
   fiber.state = State::kBarrier;
   to_scheduler(fiber);
 }
@@ -311,7 +328,7 @@ void syncthreads() {
 void syncthreads_named(std::uint32_t barrier, std::uint32_t count) {
   if (barrier != 0 || (count != 0 && static_cast<int>(count) != machine.threads))
     fail("bar.sync %u, %u: only barrier 0 with all threads is emulated", barrier, count);
-  syncthreads();
+  syncthreads(0);
 }
 
 void collective(const char* name, Exec exec, std::intptr_t variant, std::uint32_t mask, void* arguments) {

@@ -1,7 +1,8 @@
 // Device intrinsics: rounding, integer, warp, atomic.
 #pragma once
 
-inline void __syncthreads() { emu::syncthreads(); }
+// The line is the caller's: it tells one barrier of the source from another.
+inline void __syncthreads(int line = __builtin_LINE()) { emu::syncthreads(line); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { emu::syncwarp(mask); }
 inline unsigned __activemask() { return emu::active_mask(); }
 inline void __threadfence() {}

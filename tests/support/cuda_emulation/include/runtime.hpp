@@ -40,7 +40,7 @@ int run(const Launch& launch, Body body, const void* context, char* message, std
 
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-void syncthreads();
+void syncthreads(int line);
 void syncthreads_named(std::uint32_t barrier, std::uint32_t count);
 void syncwarp(std::uint32_t mask);
 std::uint32_t active_mask();

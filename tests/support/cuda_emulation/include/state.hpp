@@ -31,6 +31,7 @@ struct Fiber {
   std::intptr_t variant = 0;
   std::uint32_t mask = 0;
   void* arguments = nullptr;
+  int line = 0;  // of the barrier, when its state is kBarrier
   // Asynchronous copies: the group being filled, and the committed groups, oldest first.
   Group open;
   std::deque<Group> committed;
