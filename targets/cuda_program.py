@@ -111,17 +111,27 @@ def arch_number(arch: str) -> int:
     return int(arch.removeprefix("sm_").rstrip("af"))
 
 
+EMBEDDED = (53, 62, 72, 87, 101, 110)
+"""Compute capabilities of Jetson and Drive modules: machine code for others does not run there, nor theirs elsewhere.
+
+Source: CUDA C++ Programming Guide, "Binary Compatibility".
+"""
+
+
 def best_program(programs: Iterable[CudaProgram], number: int) -> CudaProgram | None:
     """The program that runs best on compute capability `number`; None where none runs.
 
-    Machine code runs on its own architecture and on later ones of the same generation (sm_80 on sm_86), PTX on any
-    later one; what was compiled for sm_90a runs on sm_90 alone, for sm_100f within its generation.
+    Machine code runs on its own architecture and on later ones of the same generation (sm_80 on sm_86; not from or to
+    `EMBEDDED` ones), PTX on any later one; what was compiled for sm_90a runs on sm_90 alone, for sm_100f within its
+    generation.
     """
 
     def is_runnable(program: CudaProgram) -> bool:
         if program.arch.endswith("a"):
             return program.number == number
         is_same_generation = program.number // 10 == number // 10
+        if program.number != number and (program.number in EMBEDDED or number in EMBEDDED):
+            is_same_generation = False
         return program.number <= number and (is_same_generation or (program.has_ptx and not program.arch.endswith("f")))
 
     runnable = [program for program in programs if is_runnable(program)]

@@ -292,6 +292,14 @@ def test_code_for_one_architecture_alone_runs_nowhere_else(network: SmallNetwork
     assert best_program(programs, 100) is None
 
 
+def test_code_for_embedded_modules_and_cards_is_not_mixed(network: SmallNetwork) -> None:
+    module, card = (dataclasses.replace(network.program, arch=arch) for arch in ("sm_87", "sm_86"))
+    assert best_program([card, module], 89) is card
+    assert best_program([card, module], 87) is module
+    assert best_program([card], 87) is None
+    assert best_program([dataclasses.replace(card, has_ptx=True)], 87) is not None
+
+
 def test_a_build_measures_where_it_can(network: SmallNetwork, driver: FakeDriver, monkeypatch: Any) -> None:
     module = network.module()
     measure(None, module, None)  # type: ignore[arg-type]
