@@ -23,6 +23,7 @@ import argparse
 import fnmatch
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -160,7 +161,7 @@ def _is_record(line: str) -> bool:
     return line.startswith(('{"start"', '{"case"'))
 
 
-def worker_command(options: argparse.Namespace, arch: str, log: Path | None = None, tool: str = "") -> list[str]:
+def worker_command(options: argparse.Namespace, arch: str, logs: Path, tool: str) -> list[str]:
     """What starts a worker, under compute-sanitizer if `tool` is given."""
     command = [
         sys.executable,
@@ -172,7 +173,7 @@ def worker_command(options: argparse.Namespace, arch: str, log: Path | None = No
     ]
     command += ["--worker-arch", arch, "--limit", str(options.limit * (20 if tool else 1))]
     if tool:
-        sanitizer = ["compute-sanitizer", "--tool", tool, "--log-file", str(log), "--print-limit", "20"]
+        sanitizer = ["compute-sanitizer", "--tool", tool, "--log-file", f"{logs}/log.%p", "--print-limit", "20"]
         command = [*sanitizer, *command, "--separate"]
     return [*command, "--worker"]
 
@@ -195,8 +196,9 @@ def run(options: argparse.Namespace) -> int:
     families = {f: p for f, p in families.items() if any(fnmatch.fnmatch(f, one) for one in options.families)}
     if not families:
         raise SystemExit("no such family in the kit; --list names them")
-    bad = _run_families(options, families, lambda log=None, tool="": worker_command(options, arch, log, tool))
-    return bad
+    if options.sanitize and shutil.which("compute-sanitizer") is None:
+        raise SystemExit("--sanitize needs compute-sanitizer of the CUDA toolkit on PATH")
+    return _run_families(options, families, lambda logs, tool: worker_command(options, arch, logs, tool))
 
 
 def _run_families(options: argparse.Namespace, families: dict[str, list[Path]], command: Any) -> int:
@@ -206,9 +208,9 @@ def _run_families(options: argparse.Namespace, families: dict[str, list[Path]], 
     for tool in TOOLS[: options.sanitize] if options.sanitize else ("",):
         for family, paths in families.items():
             with tempfile.TemporaryDirectory() as scratch:
-                log = Path(scratch) / "log"
-                verdicts = list(run_family(command(log, tool) if tool else command(), [path.name for path in paths]))
-                found = kernel_report.sanitizer_errors(log) if tool else []
+                logs = Path(scratch)
+                verdicts = list(run_family(command(logs, tool), [path.name for path in paths]))
+                found = kernel_report.sanitizer_errors(logs) if tool else []
             counts = Counter(verdict.kind for verdict in verdicts)
             told = ", ".join(f"{counts[kind]} {kind}" for kind in sorted(counts, key=GOOD.__contains__))
             print(f"{tool:10s} {family:44s} {len(verdicts):4d} cases: {told}", flush=True)

@@ -48,11 +48,18 @@ def _listed(numbers: list[int]) -> str:
     return ", ".join(told[:8]) + (", ..." if len(told) > 8 else "")
 
 
-def sanitizer_errors(log: Path) -> list[str]:
-    """Findings of compute-sanitizer, each with the lines that say where; else its own summary, if not of 0 errors."""
-    if not log.exists():
-        return ["compute-sanitizer left no log; is it on PATH?"]
-    lines = log.read_text(errors="replace").splitlines()
+def sanitizer_errors(folder: Path) -> list[str]:
+    """Findings of compute-sanitizer, each with the lines that say where; else its own summary, if not of 0 errors.
+
+    Parameters
+    ----------
+    folder : Path
+        Where its logs are, one per process.
+    """
+    logs = sorted(folder.glob("log*"))
+    if not logs:
+        return ["compute-sanitizer left no log"]
+    lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
     found = ["\n  ".join(lines[i : i + 4]) for i, line in enumerate(lines) if _FINDING.match(line)]
     summaries = [line for line in lines if "ERROR SUMMARY" in line or "RACECHECK SUMMARY" in line]
     bad = [line for line in summaries if re.search(r"SUMMARY: (?!0 )", line)]

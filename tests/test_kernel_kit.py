@@ -190,17 +190,42 @@ MEMCHECK = """========= COMPUTE-SANITIZER
 
 
 def test_findings_of_the_sanitizer(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    assert "left no log" in kernel_report.sanitizer_errors(log)[0]
+    log = tmp_path / "log.17"
+    assert "left no log" in kernel_report.sanitizer_errors(tmp_path)[0]
     log.write_text("========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 0 errors\n")
-    assert kernel_report.sanitizer_errors(log) == []
+    assert kernel_report.sanitizer_errors(tmp_path) == []
     log.write_text(MEMCHECK)
-    (found,) = kernel_report.sanitizer_errors(log)
+    (tmp_path / "log.18").write_text("========= ERROR SUMMARY: 0 errors\n")
+    (found,) = kernel_report.sanitizer_errors(tmp_path)
     assert "Invalid __global__ write" in found and "thread (33,0,0)" in found
-    log.write_text("========= RACECHECK SUMMARY: 3 hazards displayed (3 errors, 0 warnings)\n")
-    assert kernel_report.sanitizer_errors(log) == [
-        "========= RACECHECK SUMMARY: 3 hazards displayed (3 errors, 0 warnings)"
-    ]
+    summary = "========= RACECHECK SUMMARY: 3 hazards displayed (3 errors, 0 warnings)"
+    log.write_text(summary + "\n")
+    assert kernel_report.sanitizer_errors(tmp_path) == [summary]
+
+
+SANITIZER = f"""#!{sys.executable}
+import os, sys
+assert sys.argv[1:3] == ["--tool", "memcheck"] and "--separate" in sys.argv
+log = sys.argv[sys.argv.index("--log-file") + 1].replace("%p", str(os.getpid()))
+open(log, "w").write("========= Invalid __shared__ read of size 4 bytes\\n")
+os.execv(sys.executable, [sys.executable, {STAND_IN[1]!r}, sys.argv[sys.argv.index("--kit") + 1], sys.argv[-1]])
+"""
+
+
+def test_sanitizing(kit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr(cuda_kernels, "this_gpu", lambda index: ("Test GPU", 90, 1 << 17))
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(SystemExit, match="needs compute-sanitizer"):
+        cuda_kernels.run(options(kit, sanitize=1))
+    script = tmp_path / "compute-sanitizer"
+    script.write_text(SANITIZER)
+    script.chmod(0o755)
+    monkeypatch.undo()
+    monkeypatch.setattr(cuda_kernels, "this_gpu", lambda index: ("Test GPU", 90, 1 << 17))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert cuda_kernels.run(options(kit, sanitize=1, families=["relayout"])) == 1
+    told = capsys.readouterr().out
+    assert "1 cases: 1 exact" in told and "MEMCHECK relayout" in told and "Invalid __shared__ read" in told
 
 
 def test_a_kit_takes_cases_from_many_tests(tmp_path: Path) -> None:
