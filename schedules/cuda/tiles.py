@@ -152,6 +152,9 @@ def fits(geometry: ConvGeometry, tile: Tile, isa: CudaIsa) -> bool:
         return False
     if tile.splits == 1:
         return True
+    if tile.splits * prod(g.out_shape) >= 2**31:
+        # Parts are written with indices of 32 bits.
+        return False
     per_part = g.iterations * tile.ksteps
     is_divisible = g.interleave is None and per_part * (tile.splits - 1) < g.ksteps
     return is_divisible and per_part >= max(4 * tile.ksteps, 8)

@@ -8,7 +8,7 @@ import pytest
 
 from lpsn_tvm.schedules.cuda.geometry import KSTEP, ConvGeometry, Tile
 from lpsn_tvm.schedules.cuda.isa import ARCHITECTURES
-from lpsn_tvm.schedules.cuda.tiles import candidates, choose_tile
+from lpsn_tvm.schedules.cuda.tiles import candidates, choose_tile, fits
 
 
 def _geometry(batch: int, channels: int, size: int, out_channels: int, kernel: int, block: int = 32) -> ConvGeometry:
@@ -75,3 +75,11 @@ def test_much_work_takes_large_tiles() -> None:
     tile = choose_tile(LAYERS["wide"], ARCHITECTURES["sm_80"])
     assert tile.rows * tile.columns >= 128 * 64
     assert tile.splits == 1
+
+
+def test_parts_stay_within_indices_of_32_bits() -> None:
+    isa, tile = ARCHITECTURES["sm_80"], Tile(64, 64, 2, 2, 2, 3, splits=4)
+    assert fits(_geometry(64, 256, 28, 256, 3), tile, isa)
+    # Four times 2**29 outputs.
+    assert not fits(_geometry(512, 256, 64, 256, 3), tile, isa)
+    assert fits(_geometry(512, 256, 64, 256, 3), replace(tile, splits=3), isa)
