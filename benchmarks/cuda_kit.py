@@ -57,10 +57,15 @@ class Case:
 
 
 def all_networks() -> dict[str, Any]:
-    """Every network that has a maker: latency networks, structure networks and ResNet-50."""
+    """Every network that has a maker: those of the other benchmarks and ResNet-50."""
     from benchmarks import models
 
-    return {**models.LATENCY_NETWORKS, **models.STRUCTURE_NETWORKS, "resnet50": models.resnet50}
+    return {
+        **models.LATENCY_NETWORKS,
+        **models.VTA_NETWORKS,
+        **models.STRUCTURE_NETWORKS,
+        "resnet50": models.resnet50,
+    }
 
 
 def input_shape(model: Any, batch: int) -> tuple[int, ...]:

@@ -18,8 +18,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_vta.app, name="vta")
-cli_rpc.add_commands(app)
-app.command()(cli_tune.tune)
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead of tables.")]
 
 
@@ -93,7 +91,10 @@ def build(
     calibration: Annotated[
         Path | None, typer.Option(help="Folder of images, or .npy / .npz file, of unlabelled samples.")
     ] = None,
-    target: Annotated[str, typer.Option(help='Target string: llvm, "llvm -mcpu=...", vta, "vta -preset=..."')] = "llvm",
+    target: Annotated[
+        str,
+        typer.Option(help='llvm, "llvm -mcpu=...", "cuda -arch=sm_80,sm_90", "vta -preset=..." and others.'),
+    ] = "llvm",
     bits: Annotated[str, typer.Option(help="2..8, WEIGHTS,ACTIVATIONS such as 4,8, or float.")] = "8",
     sparsity: Annotated[
         list[str] | None,
@@ -291,6 +292,11 @@ def rank(
     for c in changes:
         table.add_row(c.name, str(c.channels), f"{c.sparsity:g}", f"{c.tau:.3f}", str(c.levenshtein))
     Console().print(table)
+
+
+# In the order of the help page.
+app.command()(cli_tune.tune)
+cli_rpc.add_commands(app)
 
 
 def _interval(text: str | None) -> tuple[float, float] | None:

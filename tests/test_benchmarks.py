@@ -17,7 +17,7 @@ from benchmarks import cuda_kit, models
 from benchmarks.cuda_kit import VARIANTS, Case
 from lpsn_tvm.targets.cuda_profile import KernelTime
 
-CASES = (Case("resnet20", VARIANTS[0], 2), Case("resnet20", VARIANTS[4], 2))
+CASES = (Case("lenet5", VARIANTS[0], 2), Case("lenet5", VARIANTS[4], 2))
 
 
 @pytest.mark.parametrize("name", ["resnet20", "lenet5", "espcn"])
@@ -121,7 +121,7 @@ def test_measuring_keeps_medians_and_ratios(
 ) -> None:
     stand_in.run(kit, cuda_kit.load(kit), options())
     kept = json.loads((tmp_path / "cuda.json").read_text())["results"]
-    rows = kept["resnet20, batch 2"]
+    rows = kept["lenet5, batch 2"]
     assert set(rows) == {"W8A8", "W8A8, 50 % removed", "torch eager fp16", "torch.compile fp16"}
     for name in ("W8A8", "W8A8, 50 % removed"):
         # 10 MB at 10 GB/s and 0.1 GOP at 100 GOP/s: one millisecond, of two.

@@ -137,25 +137,17 @@ def _llvm(kernel: Kernel, target: str, limits: tuple[int, int] | None) -> Candid
 
 def _cuda(files: Mapping[int, tuple[Mapping[str, Any], Kernel]], arch: str) -> None:
     """Compile kernels in one source and write the file of each."""
+    from lpsn_tvm.targets.cuda_build import program
     from lpsn_tvm.targets.cuda_compile import compile_cubin, cuda_source
     from lpsn_tvm.targets.cuda_planning import plan
-    from lpsn_tvm.targets.cuda_program import CudaProgram
 
     functions = {f"candidate{index}": kernel.build() for index, (_, kernel) in files.items()}
     source = cuda_source(functions, arch)
     binary, _ = compile_cubin(source.source, arch)
     for index, (candidate, kernel) in files.items():
         planned = plan(_network(kernel, f"candidate{index}", functions[f"candidate{index}"]), source.functions)
-        program = CudaProgram(
-            arch=arch,
-            launches=planned.launches,
-            inputs=planned.inputs,
-            outputs=planned.outputs,
-            arena_bytes=planned.arena_bytes,
-            constants=planned.constants,
-            binary=binary,
-        )
-        built = CandidateFile("cuda", kernel.inputs, kernel.out, input_range(candidate), program=program)
+        made = program(arch, planned, binary, has_ptx=False)
+        built = CandidateFile("cuda", kernel.inputs, kernel.out, input_range(candidate), program=made)
         built.write(Path(candidate["path"]))
 
 
