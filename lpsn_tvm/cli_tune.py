@@ -108,7 +108,8 @@ def _show(module: Any, found: Any, output: Path, as_json: bool) -> None:
         config = " ".join(f"{knob}={value}" for knob, value in r.config.items())
         ratio = r.seconds / r.default_seconds
         table.add_row(r.template, config, f"{r.default_seconds * 1e3:.4f}", f"{r.seconds * 1e3:.4f}", f"{ratio:.3f}")
-    console.print(table)
+    if found:
+        console.print(table)
     for note in module.report.notes:
         console.print(f"Note: {note}", markup=False)
     console.print(f"output: {output} ({len(layers)} layers of this network use a record)", markup=False)

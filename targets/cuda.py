@@ -11,6 +11,7 @@ from lpsn_tvm.errors import TargetError
 from lpsn_tvm.quant import QuantScheme
 from lpsn_tvm.schedules.cuda.isa import ARCHITECTURES, BLOCK, CudaIsa
 from lpsn_tvm.targets.backend import Backend, Bits
+from lpsn_tvm.targets.cuda_nvcc import known_architectures, refusal
 
 KNOWN_BY_TVM = ("keys", "tag", "host", "libs", "max_num_threads", "max_threads_per_block", "thread_warp_size",
                 "max_shared_memory_per_block", "registers_per_block", "l2_cache_size_bytes")  # fmt: skip
@@ -77,7 +78,8 @@ def _arch_of_this_machine() -> str:
     try:
         number = Driver.open().device(0).number
     except ArtifactError as error:
-        raise TargetError(f"{error}; name the GPU to compile for, as in cuda -arch=sm_86", where="cuda") from error
+        # It says itself that it is about cuda.
+        raise TargetError(f"{error}; name the GPU to compile for, as in cuda -arch=sm_86") from error
     fitting = [isa for isa in ARCHITECTURES.values() if isa.number <= number]
     if not fitting:
         raise TargetError(f"this GPU is sm_{number}; sm_61 and later are supported", where="cuda")
@@ -88,10 +90,15 @@ def _specialized(backend: Backend, bits: Bits) -> Backend:
     """The same backend; refused early is what could only fail after the work is done."""
     if bits is None:
         raise TargetError("GPUs run quantized networks only: choose bits, 8, 4 or (4, 8)", where="cuda")
-    if shutil.which("nvcc") is None:
+    compiler = shutil.which("nvcc")
+    if compiler is None:
         raise TargetError(
             "building for GPUs needs nvcc, which is not installed: install the CUDA toolkit 12 or later "
             "(a GPU or a driver is not needed) and put its bin folder on PATH",
             where="cuda",
         )
+    known = known_architectures(compiler)
+    for isa in isas_of(backend.tvm_target):
+        if known and isa.arch not in known:
+            raise TargetError(refusal(compiler, isa.arch), where=backend.tvm_target)
     return backend

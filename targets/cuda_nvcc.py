@@ -12,10 +12,26 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 
 from lpsn_tvm.errors import CompileError
+
+
+@cache
+def known_architectures(compiler: str) -> frozenset[str]:
+    """Architectures that an nvcc compiles for, "sm_80"; empty where it does not say."""
+    done = subprocess.run([compiler, "--list-gpu-code"], capture_output=True, text=True, check=False)
+    return frozenset(done.stdout.split()) if done.returncode == 0 else frozenset()
+
+
+def refusal(compiler: str, arch: str) -> str:
+    """What to say where an nvcc does not know an architecture."""
+    return (
+        f"{compiler} does not compile for {arch}: CUDA 13 begins at sm_75; older GPUs need nvcc of CUDA 12, newer ones "
+        "a newer toolkit"
+    )
 
 
 class Nvcc:
@@ -91,10 +107,7 @@ class Nvcc:
 
     def _reason(self, status: int, messages: str) -> str:
         if "nsupported gpu architecture" in messages:
-            return (
-                f"{self.compiler} does not compile for {self.where}: CUDA 13 begins at sm_75; older GPUs need nvcc of "
-                "CUDA 12, newer ones a newer toolkit"
-            )
+            return refusal(self.compiler, self.where)
         if "No space left on device" in messages:
             return f"no space is left in {tempfile.gettempdir()} for the compiler's files; TMPDIR names another folder"
         if status < 0 or "died due to signal" in messages:

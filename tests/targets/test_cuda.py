@@ -104,3 +104,14 @@ def test_equal_constants_are_stored_once() -> None:
     assert packer.add(np.arange(5, dtype=np.int32)) == first
     assert second % ALIGNMENT == 0
     assert packer.bytes()[second:] == bytes(range(6))
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_an_architecture_that_nvcc_does_not_know_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lpsn_tvm.targets import cuda as module
+
+    backend = get_backend("cuda -arch=sm_75,sm_80")
+    assert backend.for_bits((8, 8)) == backend
+    monkeypatch.setattr(module, "known_architectures", lambda compiler: frozenset({"sm_80"}))
+    with pytest.raises(TargetError, match=r"does not compile for sm_75: .* CUDA 12"):
+        backend.for_bits((8, 8))
