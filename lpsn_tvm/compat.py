@@ -119,7 +119,7 @@ def pass_interrupts() -> None:
 
 
 _SMOKE_TEST = """
-from lpsn_tvm.compat import import_tvm
+from lpsn_tvm.compat import import_tvm, light_stack
 tvm = import_tvm()
 from tvm import te
 from tvm.s_tir import meta_schedule as ms
@@ -127,7 +127,8 @@ a = te.placeholder((4,), name="a")
 mod = tvm.IRModule({"main": te.create_prim_func([a, te.compute((4,), lambda i: a[i] + 1, name="b")])})
 space = ms.space_generator.ScheduleFn(lambda sch: None, sch_rules=[], postprocs=[], mutator_probs={})
 target = tvm.target.Target({"kind": "llvm", "num-cores": 1})
-print(len(ms.TuneContext(mod, target=target, space_generator=space).generate_design_space()))
+with light_stack():  # it imports TVMScript modules
+    print(len(ms.TuneContext(mod, target=target, space_generator=space).generate_design_space()))
 """
 
 
