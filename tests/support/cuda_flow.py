@@ -54,14 +54,17 @@ def conditional(listing: str) -> list[str]:
         What `nvdisasm -c` prints for the kernel.
     """
     blocks = _blocks(listing)
-    always = _always_behind(blocks)
+    following = [*(block.following for block in blocks), ()]
+    coming = [[b for b, block in enumerate(blocks) if c in block.following] for c in range(len(following))]
+    behind, before = _on_every_way(following, len(blocks)), _on_every_way(coming, 0)
     found = []
     for b, block in enumerate(blocks):
         names = [i.opcode for i in block.instructions if i.kind in WARP_WIDE]
         found += [f"@{i.guard} {i.opcode}" for i in block.instructions if i.kind in WARP_WIDE and i.guard]
         for c, chooser in enumerate(blocks if names else ()):
-            decides = any(always[f] >> b & 1 for f in chooser.following) and not (always[c] >> b & 1 and b != c)
-            if decides and not (c >= b and min(chooser.following) <= b):
+            decides = any(behind[f] >> b & 1 for f in chooser.following) and not (behind[c] >> b & 1 and b != c)
+            # Who comes from there decides about another time only.
+            if decides and not before[c] >> b & 1:
                 last = chooser.instructions[-1]
                 found.append(f"{names[0]} behind @{last.guard} {last.opcode} {last.operands}")
     return found
@@ -98,7 +101,8 @@ def _following(place: int, instruction: Instruction, labels: dict[str, int], end
     """Where a thread can go from an instruction; `end` is behind the last one."""
     if instruction.kind in _END:
         places = [end]
-    elif instruction.kind == "BRA":
+    elif instruction.kind == "BRA" or (instruction.kind == "CALL" and ".L_x_" in instruction.operands):
+        # The compiler leaves a loop by a call, too, that never returns.
         target = re.search(r"\.L_x_\d+", instruction.operands)
         places = [labels[target[0]]] if target else [end]
     else:
@@ -107,18 +111,18 @@ def _following(place: int, instruction: Instruction, labels: dict[str, int], end
     return [*places, place + 1] if is_choice else places
 
 
-def _always_behind(blocks: Sequence[_Block]) -> list[int]:
-    """For every block, and the end, the set (bits) of blocks that every way from it to the end passes."""
-    end = len(blocks)
-    everything = (1 << end + 1) - 1
-    sets = [everything] * end + [1 << end]
+def _on_every_way(neighbours: Sequence[Sequence[int]], goal: int) -> list[int]:
+    """For every block the set (bits) of blocks that every way from it to `goal` passes, both included."""
+    everything = (1 << len(neighbours)) - 1
+    sets = [everything] * len(neighbours)
+    sets[goal] = 1 << goal
     changed = True
     while changed:
         changed = False
-        for b in range(end - 1, -1, -1):
+        for b, others in enumerate(neighbours):
             common = everything
-            for following in blocks[b].following:
-                common &= sets[following]
-            if common | 1 << b != sets[b]:
+            for other in others:
+                common &= sets[other]
+            if b != goal and common | 1 << b != sets[b]:
                 sets[b], changed = common | 1 << b, True
     return sets
