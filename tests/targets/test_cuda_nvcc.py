@@ -44,7 +44,7 @@ def is_running(pid: int) -> bool:
 
 
 def wait_for(path: Path) -> int:
-    stop = time.monotonic() + 20
+    stop = time.monotonic() + 60
     while not (path.exists() and path.read_text().strip()):
         assert time.monotonic() < stop
         time.sleep(0.02)
