@@ -48,6 +48,9 @@ bench: $(VENV)/installed data   ## latency against peers, accuracy of pruning an
 	$(BIN)/python benchmarks/vta_layers.py
 	$(BIN)/python benchmarks/vta.py
 	$(BIN)/python -m benchmarks.vta_accuracy --seeds 3
+	$(BIN)/python benchmarks/tuning.py
+	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then $(BIN)/python benchmarks/cuda.py; \
+	else echo "torch sees no GPU: benchmarks/cuda.py is left out"; fi
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info out
