@@ -42,12 +42,17 @@ def test_torch_tensors_are_read_and_written_in_place(network: SmallNetwork, driv
     assert isinstance(result, torch.Tensor) and result.is_cuda
 
 
-@pytest.mark.parametrize("is_interleaved", [False, True])
-def test_calls_on_several_streams_do_not_disturb_each_other(
-    is_interleaved: bool, network: SmallNetwork, driver: FakeDriver, gpu_torch: Any
-) -> None:
-    if is_interleaved:
+@pytest.fixture(params=[False, True], ids=["at once", "interleaved"])
+def in_any_order(request: Any, driver: FakeDriver) -> None:
+    """Work of several streams is done stream by stream, or mixed."""
+    if request.param:
         driver.interleave()
+
+
+@pytest.mark.usefixtures("in_any_order")
+def test_calls_on_several_streams_do_not_disturb_each_other(
+    network: SmallNetwork, driver: FakeDriver, gpu_torch: Any
+) -> None:
     module = network.module()
     caller = Caller(module, driver)
     streams = [0, caller.stream(), caller.stream()]
@@ -65,12 +70,10 @@ def test_calls_on_several_streams_do_not_disturb_each_other(
     np.testing.assert_array_equal(module(feed(9)), network.reference(feed(9)))
 
 
-@pytest.mark.parametrize("is_interleaved", [False, True])
+@pytest.mark.usefixtures("in_any_order")
 def test_numpy_calls_wait_for_runs_in_the_same_memory(
-    is_interleaved: bool, network: SmallNetwork, driver: FakeDriver, gpu_torch: Any
+    network: SmallNetwork, driver: FakeDriver, gpu_torch: Any
 ) -> None:
-    if is_interleaved:
-        driver.interleave()
     module = network.module()
     caller = Caller(module, driver)
     gpu_torch.stream = caller.stream()
