@@ -59,7 +59,7 @@ TILES = {
 
 
 @pytest.mark.parametrize("tile", TILES.values(), ids=TILES)
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_every_tile_gives_the_same(tile: Tile, bits: int) -> None:
     attrs = {"strides": (1, 1), "padding": (1, 1, 1, 1)}
     x, constants, attrs = _layer((1, 80, 5, 7), _weights(70, 80, 3, 3, bits=bits), attrs)
