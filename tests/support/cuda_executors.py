@@ -129,7 +129,7 @@ def run_generated(kernel: Kernel, made: CudaSource, inputs: Sequence[Array], arc
     result = kernel.out.unpack(out)
     folder = os.environ.get(KIT)
     if folder and not runs_on_gpu() and not _plants_a_bug():
-        origin = os.environ.get("PYTEST_CURRENT_TEST", "").split(" ")[0]
+        origin = os.environ.get("PYTEST_CURRENT_TEST", "").removesuffix(" (call)")
         case = kernel_kit.case_of(kernel, made.source, function, arch, origin)
         kernel_kit.write_case(Path(folder), case, made.source, before, result)
     return result
@@ -159,7 +159,7 @@ class WrittenKernel:
     def _record(self, folder: Path, launch: kernel_kit.KitLaunch, before: dict[str, Array], result: Array) -> None:
         name = launch.arguments[-1]
         del before[name]
-        origin = os.environ.get("PYTEST_CURRENT_TEST", "").split(" ")[0]
+        origin = os.environ.get("PYTEST_CURRENT_TEST", "").removesuffix(" (call)")
         case = kernel_kit.Case(
             kernel_kit.INSTRUCTIONS, self.name, origin, self.arch, kernel_kit.digest(self.source), (launch,), {}, name,
             TensorSpec(result.shape, str(result.dtype)),
