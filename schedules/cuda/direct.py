@@ -2,7 +2,7 @@
 everywhere, fast nowhere.
 
 What still comes here: layers whose residual is not of the output's type, or that write floats and have a residual;
-tensors of 2**31 elements; transposed convolutions with dilation, or in groups other than 1, 2 or 4 channels to as many.
+transposed convolutions with dilation, or in groups other than 1, 2 or 4 channels to as many.
 """
 
 from __future__ import annotations
