@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from lpsn_tvm.errors import CompileError
 from lpsn_tvm.runtime import without_torch
 
@@ -107,6 +109,21 @@ def quiet_metaschedule() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def numpy_seed(seed: int) -> Iterator[None]:
+    """numpy's global generator begins at a seed; the caller's state is put back afterwards.
+
+    MetaSchedule's cost model draws its scores from it until it is trained: without this the same search measures
+    something else whenever the process has drawn before.
+    """
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
 
 
 def pass_interrupts() -> None:

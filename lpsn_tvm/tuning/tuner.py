@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lpsn_tvm.budget import Budget
-from lpsn_tvm.compat import check_versions, import_tensor_intrinsics, quiet_metaschedule
+from lpsn_tvm.compat import check_versions, import_tensor_intrinsics, numpy_seed, quiet_metaschedule
 from lpsn_tvm.progress import ProgressCallback, show_detail, silent
 from lpsn_tvm.records import Record, Records
 from lpsn_tvm.schedules.template import Config, canonical
@@ -100,7 +100,7 @@ def tune_tasks(
     import_tensor_intrinsics()
     run = _Run(tasks, device, budget, directory, measurer, progress, seed)
     try:
-        with run.control.interruptible(), quiet_metaschedule():
+        with run.control.interruptible(), quiet_metaschedule(), numpy_seed(seed):
             run.measure_first(known or Records())
             run.search()
             run.save_time()

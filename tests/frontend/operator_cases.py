@@ -265,9 +265,7 @@ CASES: dict[str, Case] = {
     "max-pool": op("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
     "max-pool-ceil": op("MaxPool", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
     "max-pool-ceil-pad": op("MaxPool", kernel_shape=[3, 3], strides=[2, 3], pads=[1, 0, 1, 0], ceil_mode=1),
-    "max-pool-ceil-drops-a-window": op(
-        "MaxPool", kernel_shape=[2, 2], strides=[3, 3], pads=[0, 0, 1, 1], ceil_mode=1
-    ),
+    "max-pool-ceil-drops-a-window": op("MaxPool", kernel_shape=[2, 2], strides=[3, 3], pads=[0, 0, 1, 1], ceil_mode=1),
     "max-pool-dilated": op("MaxPool", kernel_shape=[2, 2], dilations=[2, 2]),
     "max-pool-same": op("MaxPool", kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"),
     "max-pool-after-zero-pad": padded_max_pool,

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from lpsn_tvm.budget import Budget
@@ -36,14 +37,24 @@ def run(tasks, trials, directory, measurer=None, device=DEVICE, **options):
 
 def test_the_optimum_is_found_with_a_fraction_of_the_space(tmp_path):
     space = sum(1 for _ in template().configs())
-    records, measurer = run([task(1, uses=2), task(3)], 110, tmp_path)
-    assert len(measurer.trials) == 110 < space
+    records, measurer = run([task(1, uses=2), task(3)], 130, tmp_path)
+    assert len(measurer.trials) == 130 < space
     assert configs_of(records) == {1: BEST[1], 3: BEST[3]}
     for record in records:
         assert record.device == DEVICE and record.machine == "formula" and record.date
         assert record.seconds == pytest.approx(seconds_of(int(record.workload["size"]), record.config))
         assert record.default_seconds == pytest.approx(seconds_of(int(record.workload["size"]), template().default))
     assert Records.load(tmp_path / ACCEPTED) == records
+
+
+def test_the_same_seed_measures_the_same_whatever_was_drawn_before(tmp_path):
+    def trials(name, seed):
+        return run([task(1), task(3)], 40, tmp_path / name, seed=seed)[1].trials
+
+    first = trials("first", 5)
+    np.random.seed(1)
+    assert trials("second", 5) == first != trials("third", 6)
+    assert np.random.random() == np.random.RandomState(1).random()
 
 
 def test_nothing_is_measured_twice_and_the_default_always(tmp_path):
