@@ -113,7 +113,7 @@ def quiet_metaschedule() -> Iterator[None]:
 
 @contextlib.contextmanager
 def numpy_seed(seed: int) -> Iterator[None]:
-    """numpy's global generator begins at a seed; the caller's state is put back afterwards.
+    """Begin numpy's global generator at a seed; the caller's state is put back afterwards.
 
     MetaSchedule's cost model draws its scores from it until it is trained: without this the same search measures
     something else whenever the process has drawn before.
