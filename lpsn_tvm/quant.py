@@ -438,6 +438,8 @@ def conv2d(  # noqa: D417  (the attributes are those of the module docstring)
     residual_zero_point: int = 0,
     residual_shift: int = 6,
     rounding: Rounding = "half_even",
+    block_size: int = 1,
+    mode: Literal["DCR", "CRD"] = "DCR",
     **_: Any,
 ) -> Array:
     """Integer convolution, requantized; ReLU and ReLU6 are `qmin` / `qmax` (a clamp in units of the output scale).
@@ -454,6 +456,8 @@ def conv2d(  # noqa: D417  (the attributes are those of the module docstring)
         Nothing in x is larger, so that a target may choose narrower arithmetic.
     residual : uint8 | int8[N, O, OH, OW], optional
         Added in the output's scale: `residual_multiplier` is float32(residual_scale / out_scale).
+    block_size, mode :
+        float32 output only: the result's channels become rows and columns (`depth_to_space`).
     """
     _check_range(x, x_qmax)
     acc = _accumulate_conv2d(x, weight, strides, padding, dilation, groups, x_zero_point)
@@ -461,9 +465,10 @@ def conv2d(  # noqa: D417  (the attributes are those of the module docstring)
         # `x_zero_point` is what padding holds; all else that zero points mean is folded into the bias.
         _check_half_up(out_zero_point, residual_zero_point)
         return _finish_half_up(acc, bias, scale, residual, residual_multiplier, residual_shift, qmin, qmax, out_dtype)
-    return _finish(
+    out = _finish(
         acc, bias, scale, residual, residual_multiplier, residual_zero_point, out_zero_point, qmin, qmax, out_dtype
     )
+    return depth_to_space(out, block_size=block_size, mode=mode) if block_size > 1 else out
 
 
 def conv2d_transpose(

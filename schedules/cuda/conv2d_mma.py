@@ -13,6 +13,7 @@ from lpsn_tvm.schedules.cuda.dense_dp4a import MOST_ROWS, few_rows
 from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Tile, reduction
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
 from lpsn_tvm.schedules.cuda.narrow_inputs import rearrange
+from lpsn_tvm.schedules.cuda.plain_output import plain_output
 from lpsn_tvm.schedules.cuda.weights import input_bits, input_block, nibble_shift
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 
@@ -46,11 +47,12 @@ def conv2d(
     out = TensorSpec((batch, weight.shape[0], oh, ow), str(attrs.get("out_dtype", "uint8")), BLOCK)
     if not is_supported(inputs, out):
         return None
-    if tile is None and is_dense(data, weight, attrs):
+    if tile is None and is_dense(data, weight, attrs) and int(attrs.get("block_size", 1)) == 1:
         data = data.with_block(BLOCK)
         return few_rows((data, out), weight[:, :, 0, 0], constants, attrs, isa, has_residual=len(inputs) == 2)
     blocks, group = reduction(weight.shape[0], groups, weight.shape[1], data.blocks, BLOCK)
     shift = nibble_shift(weight)
+    plain = plain_output(out, attrs)
     geometry = ConvGeometry(
         batch=batch,
         in_blocks=data.blocks,
@@ -70,11 +72,12 @@ def conv2d(
         weight_bits=8 if shift is None else 4,
         in_bits=input_bits(data, attrs, isa),
         tile=Tile(64, 32, 2, 1),
+        plain=plain,
     )
     if data.block < BLOCK:
         weight, geometry = rearrange(weight, geometry)
         constants = {**constants, "weight": weight}
-    layer = ConvLayer("conv2d_mma", geometry, isa, constants, attrs, data, out, shift or 0, groups)
+    layer = ConvLayer("conv2d_mma", geometry, isa, constants, attrs, data, out if plain is None else plain.spec, shift or 0, groups)
     return layer.kernel(tile) if tile else layer.template().kernel()
 
 

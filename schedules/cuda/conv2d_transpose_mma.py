@@ -14,6 +14,7 @@ from lpsn_tvm.schedules.cuda.conv_template import ConvLayer
 from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Interleave, Tile
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
 from lpsn_tvm.schedules.cuda.narrow_inputs import rearrange
+from lpsn_tvm.schedules.cuda.plain_output import plain_output
 from lpsn_tvm.schedules.cuda.weights import input_bits, input_block, nibble_shift
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 
@@ -44,6 +45,7 @@ def conv2d_transpose(
     taps = (-(-kh // sy), -(-kw // sx))
     phased = phased_constants(constants, (sy, sx), out.blocks, int(attrs.get("x_zero_point", 0)))
     shift = nibble_shift(phased["weight"])
+    plain = plain_output(out, attrs)
     geometry = ConvGeometry(
         batch=batch,
         in_blocks=data.blocks,
@@ -64,11 +66,12 @@ def conv2d_transpose(
         weight_bits=8 if shift is None else 4,
         in_bits=input_bits(data, attrs, isa),
         tile=Tile(64, 32, 2, 1),
+        plain=plain,
         interleave=Interleave((sy, sx), (top, left), (oh, ow)),
     )
     if data.block < BLOCK:
         phased["weight"], geometry = rearrange(phased["weight"], geometry)
-    layer = ConvLayer("conv2d_transpose_mma", geometry, isa, phased, attrs, data, out, shift or 0)
+    layer = ConvLayer("conv2d_transpose_mma", geometry, isa, phased, attrs, data, out if plain is None else plain.spec, shift or 0)
     return layer.kernel(tile) if tile else layer.template().kernel()
 
 

@@ -40,7 +40,7 @@ def convolution(geometry: ConvGeometry, isa: CudaIsa) -> Any:
         ("floats", (4,), "float32"),
         ("integers", (4,), "int32"),
         ("padding", (KSTEP,), g.in_dtype),
-        ("out", g.out_shape, g.out_dtype),
+        ("out", g.out_shape if g.plain is None else g.plain.spec.shape, g.out_dtype),
     ]
     parts = [("workspace", (g.tile.splits, *g.out_shape), "int32")] if g.tile.splits > 1 else []
 
@@ -50,7 +50,7 @@ def convolution(geometry: ConvGeometry, isa: CudaIsa) -> Any:
         is_unpacked = g.weight_bits == 4 and not g.multiplies_nibbles
         epilogue = Epilogue(
             bias, scale, floats, integers, residual, out, g.out_dtype, is_unpacked, g.multiplies_nibbles,
-            g.clamps_residual,
+            g.clamps_residual, plain=g.plain,
         )  # fmt: skip
         workspace = parts[0] if parts else None
         with launch((g.row_tiles * g.column_tiles, g.tile.splits), g.tile.threads) as (blocks, thread):

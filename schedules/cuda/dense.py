@@ -12,6 +12,7 @@ from lpsn_tvm.schedules.cuda.conv_template import ConvLayer
 from lpsn_tvm.schedules.cuda.dense_dp4a import MOST_ROWS, few_rows
 from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Tile
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
+from lpsn_tvm.schedules.cuda.plain_output import plain_output
 from lpsn_tvm.schedules.cuda.weights import input_bits, nibble_shift
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
 
@@ -34,6 +35,7 @@ def dense(
     if tile is None and data.shape[0] <= MOST_ROWS:
         return few_rows((data, out), weight[:, :, 0, 0], constants, attrs, isa, has_residual=len(inputs) == 2)
     shift = nibble_shift(weight)
+    plain = plain_output(out, attrs)
     geometry = ConvGeometry(
         batch=data.shape[0],
         in_blocks=data.blocks,
@@ -53,8 +55,9 @@ def dense(
         weight_bits=8 if shift is None else 4,
         in_bits=input_bits(data, attrs, isa),
         tile=Tile(16, 32, 1, 1),
+        plain=plain,
         is_flat=True,
     )
     given = {**constants, "weight": weight}
-    layer = ConvLayer("dense_mma", geometry, isa, given, attrs, data, out, shift or 0)
+    layer = ConvLayer("dense_mma", geometry, isa, given, attrs, data, out if plain is None else plain.spec, shift or 0)
     return layer.kernel(tile) if tile else layer.template().kernel()

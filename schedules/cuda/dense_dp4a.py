@@ -16,6 +16,7 @@ from tvm.script.ir_builder import tirx as T
 from lpsn_tvm.schedules.cuda import intrinsics
 from lpsn_tvm.schedules.cuda.epilogue import CHANNELS, Epilogue
 from lpsn_tvm.schedules.cuda.isa import BLOCK, WARP, CudaIsa
+from lpsn_tvm.schedules.cuda.plain_output import PlainOutput, plain_output
 from lpsn_tvm.schedules.cuda.tir import barrier, call, launch, pointer, prim_func, registers, shared, store, when
 from lpsn_tvm.schedules.cuda.weights import nibble_shift, parameters, per_channel
 from lpsn_tvm.schedules.kernel import Array, Kernel, TensorSpec
@@ -39,6 +40,7 @@ class RowsGeometry:
     out_dtype: str
     has_residual: bool
     weight_bits: int
+    plain: PlainOutput | None
 
     @property
     def steps(self) -> int:
@@ -65,16 +67,18 @@ def few_rows(
     """
     data, out = specs
     shift = nibble_shift(weight)
+    plain = plain_output(out, attrs)
     geometry = RowsGeometry(
         rows=data.shape[0],
         in_blocks=data.blocks,
         out_blocks=out.blocks,
         in_shape=data.memory_shape,
-        out_shape=out.memory_shape,
+        out_shape=out.memory_shape if plain is None else plain.spec.shape,
         in_dtype=data.dtype,
         out_dtype=out.dtype,
         has_residual=has_residual,
         weight_bits=8 if shift is None else 4,
+        plain=plain,
     )
     packed = (
         pack_rows(weight >> (shift or 0), geometry),
@@ -83,6 +87,7 @@ def few_rows(
         *parameters(attrs, data.dtype, shift or 0)[:2],
     )
     wanted = (data, out) if has_residual else (data,)
+    out = out if plain is None else plain.spec
     return Kernel(lambda: rows_function(geometry), packed, out, ("dense_dp4a", isa, geometry), wanted)
 
 
@@ -119,7 +124,7 @@ def rows_function(geometry: RowsGeometry) -> Any:
     def body(data: Any, *rest: Any) -> None:
         residual = rest[0] if g.has_residual else None
         weight, bias, scale, floats, integers, out = rest[1:] if g.has_residual else rest
-        epilogue = Epilogue(bias, scale, floats, integers, residual, out, g.out_dtype, g.weight_bits == 4)
+        epilogue = Epilogue(bias, scale, floats, integers, residual, out, g.out_dtype, g.weight_bits == 4, plain=g.plain)
         with launch((channels // CHANNELS,), CHANNELS * WARP) as ((block,), thread):
             totals = registers(g.rows)
             for row in range(g.rows):

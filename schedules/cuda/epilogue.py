@@ -13,11 +13,9 @@ from tvm.script.ir_builder import tirx as T
 
 from lpsn_tvm.schedules.cuda import intrinsics
 from lpsn_tvm.schedules.cuda.isa import CudaIsa
+from lpsn_tvm.schedules.cuda.plain_output import CHANNELS, PlainOutput
 from lpsn_tvm.schedules.cuda.tir import call, pointer, registers, store
 from lpsn_tvm.schedules.kernel import Array
-
-CHANNELS = 8
-"""Channels that a thread finishes at once: 8 bytes of output."""
 
 
 @dataclass
@@ -40,6 +38,8 @@ class Epilogue:
         Whether residuals may reach 2**20 in units of the output (see `is_small_residual`).
     saturation : str
         "" where outputs are clamped; what `saturation_of` says otherwise.
+    plain : PlainOutput or None
+        Where float32 outputs go that are not written in blocks.
     """
 
     bias: Any
@@ -53,6 +53,7 @@ class Epilogue:
     is_shifted: bool = False
     clamps_residual: bool = True
     saturation: str = ""
+    plain: PlainOutput | None = None
 
     def load(self, channel: Any, pixels: int = 1) -> None:
         """Read bias and scale of `CHANNELS` channels into registers, and the numbers of the layer: what follows a
@@ -91,6 +92,9 @@ class Epilogue:
         if self.out_dtype == "float32":
             for i, value in enumerate(values):
                 store(self.results, i, value)
+            if self.plain is not None:
+                self.plain.store(self.out, self.results, at)
+                return
             for i in range(0, CHANNELS, 4):
                 call(intrinsics.copy(16), pointer(self.out, at + i), pointer(self.results, i))
             return

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lpsn_tvm.schedules.cuda.isa import BLOCK, WARP
+from lpsn_tvm.schedules.cuda.plain_output import PlainOutput
 
 KSTEP = 32
 """Bytes of the inner dimension that one tensor-core instruction takes."""
@@ -153,6 +154,8 @@ class ConvGeometry:
         Residuals may be so large that both products are clamped before they are added.
     in_fold : int
         Neighbouring columns of the input that count as one of `in_block` channels (see `narrow_inputs`).
+    plain : PlainOutput or None
+        Float32 results are written to plain memory instead of blocks.
     """
 
     batch: int
@@ -178,6 +181,7 @@ class ConvGeometry:
     in_fold: int = 1
     clamps_residual: bool = False
     uses_dots: bool = False
+    plain: PlainOutput | None = None
 
     @property
     def multiplies_nibbles(self) -> bool:
@@ -281,7 +285,7 @@ class ConvGeometry:
 
     @property
     def out_shape(self) -> tuple[int, ...]:
-        """Shape of the output in memory."""
+        """Shape of the output in blocks, which are written unless it is `plain`."""
         if self.interleave is not None:
             return (self.batch, self.out_blocks // self.interleave.phases, *self.interleave.size, BLOCK)
         return (self.batch, self.out_blocks, *(() if self.is_flat else self.out_size), BLOCK)

@@ -39,6 +39,8 @@ class Case:
     out_dtype: str = "uint8"
     multiplier: float = 0.71
     gain: float = 1.0
+    block_size: int = 1
+    mode: str = "DCR"
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
@@ -70,7 +72,7 @@ def _check(case: Case, arch: str, tile: Tile | None = None, seed: int = 0) -> An
     attrs: dict[str, Any] = {
         "strides": (case.stride, case.stride), "padding": case.padding, "dilation": (case.dilation, case.dilation),
         "groups": case.groups, "x_zero_point": zero_point, "out_zero_point": 60,
-        "qmin": low, "qmax": low + 255, "out_dtype": case.out_dtype,
+        "qmin": low, "qmax": low + 255, "out_dtype": case.out_dtype, "block_size": case.block_size, "mode": case.mode,
     }  # fmt: skip
     arrays = [x]
     if case.has_residual:
@@ -110,6 +112,12 @@ CASES = {
     "sums beyond the bound": Case((1, 64, 6, 6), 32, has_residual=True, multiplier=-1e3, gain=3e5),
     "both beyond the bound": Case((1, 64, 6, 6), 32, has_residual=True, multiplier=4500.0, gain=1e6),
     "float output": Case((1, 64, 4, 4), 20, out_dtype="float32"),
+    "few floats": Case((2, 64, 5, 7), 3, out_dtype="float32"),
+    "sixteen floats": Case((1, 64, 4, 4), 16, out_dtype="float32"),
+    "pixel shuffle": Case((2, 32, 5, 7), 9, out_dtype="float32", block_size=3, mode="CRD"),
+    "pixel shuffle of colours": Case((1, 64, 4, 6), 12, out_dtype="float32", block_size=2, mode="CRD"),
+    "depth to space, two blocks": Case((1, 64, 5, 4), 48, out_dtype="float32", block_size=4),
+    "depth to space, one pixel": Case((2, 64, 1, 1), 64, (1, 1), padding=(0,) * 4, out_dtype="float32", block_size=2),
 }
 
 
@@ -139,6 +147,13 @@ TILES = {
     "warps of 64 x 64": Tile(64, 64, 1, 1, 2, 3),
     "large": Tile(128, 64, 2, 2),
 }
+PLAIN_TILES = ("two blocks of channels per warp", "three parts", "four slices, uneven shares", "slices of parts")
+
+
+@pytest.mark.parametrize("name", PLAIN_TILES)
+def test_every_tile_writes_plain_memory(name: str) -> None:
+    geometry = _check(CASES["pixel shuffle"], PIPELINED, TILES[name])
+    assert geometry.plain.spec.shape == (2, 1, 15, 21)
 
 
 @pytest.mark.parametrize("tile", [tile for name, tile in TILES.items() if name != "large"])

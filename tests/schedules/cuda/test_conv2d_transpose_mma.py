@@ -19,6 +19,7 @@ CASES: dict[str, dict[str, Any]] = {
     "4x4 stride 2": {"kernel": (4, 4), "padding": (1, 1, 1, 1), "bits": 4},
     "uneven": {"kernel": (5, 2), "strides": (3, 1), "padding": (2, 0, 1, 1), "channels": 40, "units": 50},
     "few channels": {"channels": 3, "units": 10, "padding": (0, 1, 1, 0)},
+    "few floats": {"units": 3, "padding": (1, 1, 1, 1), "output_padding": (1, 1), "out_dtype": "float32"},
     "stride 1": {"strides": (1, 1), "padding": (1, 1, 1, 1), "tile": Tile(32, 64, 2, 1)},
 }
 
@@ -38,6 +39,7 @@ def test_equals_reference(name: str) -> None:
     attrs = {
         "strides": case.get("strides", (2, 2)), "padding": case["padding"],
         "output_padding": case.get("output_padding", (0, 0)), "x_zero_point": 131, "out_zero_point": 100,
+        "out_dtype": case.get("out_dtype", "uint8"),
     }  # fmt: skip
     x = rng.integers(0, 256, (2, channels, 5, 4)).astype(np.uint8)
     assert_exact("conv2d_transpose", [x], constants, attrs, "sm_80", case.get("tile", Tile(32, 32, 2, 1)))
