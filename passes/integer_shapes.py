@@ -34,7 +34,16 @@ def _conv2d(shapes: list[Shape], attrs: Attrs) -> Shape:
     )
     if len(shapes) > 4 and shapes[4] != shape:
         raise QuantizeError(f"residual {shapes[4]} is not the output's shape {shape}", where="lpsn.conv2d")
-    return shape
+    block = attrs["block_size"]
+    if block == 1:
+        return shape
+    if attrs["out_dtype"] != "float32" or out_channels % (block * block):
+        raise QuantizeError(
+            f"{out_channels} channels of {attrs['out_dtype']} cannot become pixels {block} x {block}; float32 and a "
+            f"multiple of {block * block} are needed",
+            where="lpsn.conv2d",
+        )
+    return _depth_to_space([shape], attrs)
 
 
 def _conv2d_transpose(shapes: list[Shape], attrs: Attrs) -> Shape:

@@ -72,13 +72,21 @@ class _Lowering:
             with self.builder.dataflow():
                 for var, value in graph.bindings(self.mod):
                     self._binding(var, value)
-                output = self.builder.emit_output(self._plain(function.body.body))
+                output = self._output(self._plain(function.body.body))
             self.builder.emit_func_output(output)
         result = self.builder.get()
         if function.attrs is not None and len(function.attrs):
             result["main"] = result["main"].with_attrs(function.attrs)
         result["main"] = result["main"].with_attr(OPERATIONS, self.operations)
         return result
+
+    def _output(self, value: Any) -> Any:
+        """What the function returns; a layer that is the only output keeps its name."""
+        if not isinstance(value, relax.Var):
+            return self.builder.emit_output(value)
+        output = relax.Var(value.name, value.ty)
+        self.builder.emit_normalized(relax.VarBinding(output, value))
+        return output
 
     def _binding(self, var: Any, value: Any) -> None:
         if isinstance(value, relax.Var):
@@ -132,7 +140,8 @@ class _Lowering:
         if op in LAYERS:
             in_shape, out_shape = graph.shape_of(arguments[0]), graph.shape_of(var)
             weights = prod(graph.shape_of(arguments[1]))
-            self.operations[var.name] = 2 * in_shape[0] * graph.layer_macs(LAYERS[op], weights, in_shape, out_shape)
+            macs = graph.layer_macs(LAYERS[op], weights, in_shape, out_shape) // attrs.get("block_size", 1) ** 2
+            self.operations[var.name] = 2 * in_shape[0] * macs
         return self._reshaped(result, kernel.out, graph.shape_of(var), var.name)
 
     def _operand(self, argument: Any) -> tuple[Any, TensorSpec]:

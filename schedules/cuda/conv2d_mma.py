@@ -77,7 +77,8 @@ def conv2d(
     if data.block < BLOCK:
         weight, geometry = rearrange(weight, geometry)
         constants = {**constants, "weight": weight}
-    layer = ConvLayer("conv2d_mma", geometry, isa, constants, attrs, data, out if plain is None else plain.spec, shift or 0, groups)
+    out = out if plain is None else plain.spec
+    layer = ConvLayer("conv2d_mma", geometry, isa, constants, attrs, data, out, shift or 0, groups)
     return layer.kernel(tile) if tile else layer.template().kernel()
 
 

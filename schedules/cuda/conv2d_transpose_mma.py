@@ -71,7 +71,8 @@ def conv2d_transpose(
     )
     if data.block < BLOCK:
         phased["weight"], geometry = rearrange(phased["weight"], geometry)
-    layer = ConvLayer("conv2d_transpose_mma", geometry, isa, phased, attrs, data, out if plain is None else plain.spec, shift or 0)
+    out = out if plain is None else plain.spec
+    layer = ConvLayer("conv2d_transpose_mma", geometry, isa, phased, attrs, data, out, shift or 0)
     return layer.kernel(tile) if tile else layer.template().kernel()
 
 

@@ -40,7 +40,7 @@ def convolution(geometry: ConvGeometry, isa: CudaIsa) -> Any:
         ("floats", (4,), "float32"),
         ("integers", (4,), "int32"),
         ("padding", (KSTEP,), g.in_dtype),
-        ("out", g.out_shape if g.plain is None else g.plain.spec.shape, g.out_dtype),
+        ("out", g.written_shape, g.out_dtype),
     ]
     parts = [("workspace", (g.tile.splits, *g.out_shape), "int32")] if g.tile.splits > 1 else []
 

@@ -58,6 +58,7 @@ def dense(
         plain=plain,
         is_flat=True,
     )
+    out = out if plain is None else plain.spec
     given = {**constants, "weight": weight}
-    layer = ConvLayer("dense_mma", geometry, isa, given, attrs, data, out if plain is None else plain.spec, shift or 0)
+    layer = ConvLayer("dense_mma", geometry, isa, given, attrs, data, out, shift or 0)
     return layer.kernel(tile) if tile else layer.template().kernel()

@@ -124,7 +124,8 @@ def rows_function(geometry: RowsGeometry) -> Any:
     def body(data: Any, *rest: Any) -> None:
         residual = rest[0] if g.has_residual else None
         weight, bias, scale, floats, integers, out = rest[1:] if g.has_residual else rest
-        epilogue = Epilogue(bias, scale, floats, integers, residual, out, g.out_dtype, g.weight_bits == 4, plain=g.plain)
+        is_unpacked = g.weight_bits == 4
+        epilogue = Epilogue(bias, scale, floats, integers, residual, out, g.out_dtype, is_unpacked, plain=g.plain)
         with launch((channels // CHANNELS,), CHANNELS * WARP) as ((block,), thread):
             totals = registers(g.rows)
             for row in range(g.rows):

@@ -50,6 +50,8 @@ def depthwise(
     is_narrow = group in (1, 2, 4) or (group == 8 and not isa.has_mma_s8)
     if not is_narrow or int(attrs.get("groups", 1)) * group != channels or weight.shape[0] != channels:
         return None
+    if int(attrs.get("block_size", 1)) > 1:
+        return None
     window = convolution_window(data.shape, weight.shape[2:], attrs)
     data = data.with_block(data.block if data.block in (8, 16, BLOCK) else block_of(data.shape[1]))
     out = TensorSpec((*data.shape[:2], *window.size), str(attrs.get("out_dtype", "uint8")), data.block)

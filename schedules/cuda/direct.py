@@ -101,7 +101,7 @@ def _pixels(out: TensorSpec) -> int:
 def conv2d(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kernel | None:
     """Kernel of `quant.conv2d` with a constant weight and any groups: correct everywhere, fast nowhere."""
     data, weight = inputs[0], constants.get("weight")
-    if weight is None or data.dtype not in ("uint8", "int8"):
+    if weight is None or data.dtype not in ("uint8", "int8") or int(attrs.get("block_size", 1)) > 1:
         return None
     window, groups = convolution_window(data.shape, weight.shape[2:], attrs), int(attrs.get("groups", 1))
     out = TensorSpec((data.shape[0], weight.shape[0], *window.size), _out_dtype(attrs), BLOCK)

@@ -13,9 +13,12 @@ from tvm.script.ir_builder import tirx as T
 
 from lpsn_tvm.schedules.cuda import intrinsics
 from lpsn_tvm.schedules.cuda.isa import CudaIsa
-from lpsn_tvm.schedules.cuda.plain_output import CHANNELS, PlainOutput
+from lpsn_tvm.schedules.cuda.plain_output import PlainOutput
 from lpsn_tvm.schedules.cuda.tir import call, pointer, registers, store
 from lpsn_tvm.schedules.kernel import Array
+
+CHANNELS = 8
+"""Channels that a thread finishes at once: 8 bytes of output."""
 
 
 @dataclass

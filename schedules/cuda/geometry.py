@@ -285,10 +285,15 @@ class ConvGeometry:
 
     @property
     def out_shape(self) -> tuple[int, ...]:
-        """Shape of the output in blocks, which are written unless it is `plain`."""
+        """Shape of the output in blocks."""
         if self.interleave is not None:
             return (self.batch, self.out_blocks // self.interleave.phases, *self.interleave.size, BLOCK)
         return (self.batch, self.out_blocks, *(() if self.is_flat else self.out_size), BLOCK)
+
+    @property
+    def written_shape(self) -> tuple[int, ...]:
+        """Shape of the output in memory."""
+        return self.out_shape if self.plain is None else self.plain.spec.shape
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

@@ -8,15 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.script.ir_builder import tirx as T
-
 from lpsn_tvm.schedules.cuda import intrinsics
 from lpsn_tvm.schedules.cuda.isa import BLOCK
 from lpsn_tvm.schedules.cuda.tir import call, pointer, store, unravel, when
 from lpsn_tvm.schedules.kernel import TensorSpec
 
-CHANNELS = 8
-"""Channels that a thread finishes at once: 8 bytes of output."""
 WIDEST = 16
 """Images of more channels stay in blocks: their readers want those, and little of them is padding."""
 
@@ -59,18 +55,19 @@ class PlainOutput:
         return (self.shape[2], self.shape[3]) if len(self.shape) == 4 else (1, 1)
 
     def store(self, out: Any, results: Any, at: Any) -> None:
-        """Write the results of eight neighbouring channels of one pixel; `at` is where they would begin in blocks of 32
+        """Write the results of neighbouring channels of one pixel; `at` is where they would begin in blocks of 32
         channels.
         """
+        count = int(results.shape[0])
         (n, channels), pixels = self.shape[:2], self.size[0] * self.size[1]
         sample, block, pixel, lane = unravel(at, n, self.blocks, pixels, BLOCK)
         first = block * BLOCK + lane
         if pixels == self.block_size == 1 and channels % 4 == 0:
-            for i in range(0, CHANNELS, 4):
+            for i in range(0, count, 4):
                 with when(True if channels % BLOCK == 0 else first + i < channels):
                     call(intrinsics.copy(16), pointer(out, sample * channels + first + i), pointer(results, i))
             return
-        for i in range(CHANNELS):
+        for i in range(count):
             with when(True if channels % BLOCK == 0 else first + i < channels):
                 store(out, self._place(sample, first + i, pixel), results[i])
 

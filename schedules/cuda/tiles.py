@@ -186,7 +186,7 @@ def estimate(geometry: ConvGeometry, isa: CudaIsa) -> float:
     concurrent = min(resident(g, isa), busiest)
     rounds, rest = divmod(busiest, concurrent)
     time = rounds * _round(g, isa, concurrent) + (_round(g, isa, rest) if rest else 0.0) + FILL
-    out_bytes = prod(g.out_shape) * (4 if g.out_dtype == "float32" else 1)
+    out_bytes = prod(g.written_shape) * (4 if g.out_dtype == "float32" else 1)
     moved = prod(g.in_shape) + prod(g.weight_shape) + out_bytes * (2 if g.has_residual else 1)
     memory = moved / (rates.memory * isa.multiprocessors)
     time = max(time, memory) + 0.2 * min(time, memory)

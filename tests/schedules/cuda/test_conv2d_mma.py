@@ -12,8 +12,9 @@ from cuda_kernels import assert_exact
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from lpsn_tvm.schedules.cuda import conv_core, intrinsics
+from lpsn_tvm.schedules.cuda import conv_core, direct, intrinsics
 from lpsn_tvm.schedules.cuda.conv2d_mma import conv2d
+from lpsn_tvm.schedules.cuda.depthwise import depthwise
 from lpsn_tvm.schedules.cuda.geometry import Tile
 from lpsn_tvm.schedules.cuda.isa import ARCHITECTURES
 from lpsn_tvm.schedules.kernel import TensorSpec
@@ -231,6 +232,22 @@ def test_one_pixel_is_a_dense_layer() -> None:
 def test_leaves_to_others() -> None:
     assert _offer(np.ones((32, 1, 3, 3), np.int8), groups=32) is None
     assert _offer(np.ones((32, 32, 3, 3), np.int8), dtype="float32") is None
+
+
+def test_rearranged_pixels_are_for_tensor_cores_only() -> None:
+    """Four channels from four would be a group for the depthwise kernel."""
+    constants = {
+        "weight": np.ones((4, 4, 3, 3), np.int8),
+        "bias": np.zeros(4, np.int32),
+        "scale": np.ones(1, np.float32),
+    }
+    attrs = {"strides": (1, 1), "padding": (1, 1, 1, 1), "out_dtype": "float32"}
+    offer = ((TensorSpec((1, 4, 8, 8), "uint8", 4),), constants)
+    isa, shuffled = ARCHITECTURES[PIPELINED], {**attrs, "block_size": 2}
+    for builder in (depthwise, direct.conv2d):
+        assert builder(*offer, attrs, isa) is not None
+        assert builder(*offer, shuffled, isa) is None
+    assert conv2d(*offer, shuffled, isa).out == TensorSpec((1, 1, 16, 16), "float32")
 
 
 def test_equal_layers_share_code() -> None:
