@@ -13,7 +13,7 @@ from tvm.script.ir_builder import tirx as T
 
 from lpsn_tvm.schedules.cuda import intrinsics
 from lpsn_tvm.schedules.cuda.isa import CudaIsa
-from lpsn_tvm.schedules.cuda.plain_output import PlainOutput
+from lpsn_tvm.schedules.cuda.plain_output import PlainOutput, PlainStores
 from lpsn_tvm.schedules.cuda.tir import call, pointer, registers, store
 from lpsn_tvm.schedules.kernel import Array
 
@@ -68,6 +68,8 @@ class Epilogue:
         self.bias_values = registers(CHANNELS)
         self.scale_values = registers(CHANNELS, "float32")
         self.results = registers(CHANNELS, "float32" if self.out_dtype == "float32" else "int32")
+        if self.plain is not None:
+            self.stores = PlainStores.begin(self.plain, channel, CHANNELS)
         if self.residual is not None:
             self.fetched, self.others = registers(2 * pixels), registers(CHANNELS, "float32")
         for i in range(0, CHANNELS, 4):
@@ -96,7 +98,7 @@ class Epilogue:
             for i, value in enumerate(values):
                 store(self.results, i, value)
             if self.plain is not None:
-                self.plain.store(self.out, self.results, at)
+                self.stores.store(self.out, self.results, at)
                 return
             for i in range(0, CHANNELS, 4):
                 call(intrinsics.copy(16), pointer(self.out, at + i), pointer(self.results, i))

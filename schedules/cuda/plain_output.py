@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tvm.script.ir_builder import tirx as T
+
 from lpsn_tvm.schedules.cuda import intrinsics
 from lpsn_tvm.schedules.cuda.isa import BLOCK
-from lpsn_tvm.schedules.cuda.tir import call, pointer, store, unravel, when
+from lpsn_tvm.schedules.cuda.tir import call, pointer, registers, store, unravel, when
 from lpsn_tvm.schedules.kernel import TensorSpec
 
 WIDEST = 16
@@ -54,35 +56,60 @@ class PlainOutput:
         """Height and width of the results."""
         return (self.shape[2], self.shape[3]) if len(self.shape) == 4 else (1, 1)
 
-    def store(self, out: Any, results: Any, at: Any) -> None:
-        """Write the results of neighbouring channels of one pixel; `at` is where they would begin in blocks of 32
-        channels.
-        """
-        count = int(results.shape[0])
-        (n, channels), pixels = self.shape[:2], self.size[0] * self.size[1]
-        sample, block, pixel, lane = unravel(at, n, self.blocks, pixels, BLOCK)
-        first = block * BLOCK + lane
-        if pixels == self.block_size == 1 and channels % 4 == 0:
-            for i in range(0, count, 4):
-                with when(True if channels % BLOCK == 0 else first + i < channels):
-                    call(intrinsics.copy(16), pointer(out, sample * channels + first + i), pointer(results, i))
-            return
-        for i in range(count):
-            with when(True if channels % BLOCK == 0 else first + i < channels):
-                store(out, self._place(sample, first + i, pixel), results[i])
-
-    def _place(self, sample: Any, channel: Any, pixel: Any) -> Any:
-        """Index of a result in memory."""
-        channels, (height, width) = self.shape[1], self.size
-        if self.block_size == 1:
-            return (sample * channels + channel) * (height * width) + pixel
-        size, images = self.block_size, channels // self.block_size**2
-        y, x = unravel(pixel, height, width)
+    def channel_offset(self, channel: Any) -> Any:
+        """Elements from the first result of a pixel to that of `channel`: the same for all pixels."""
+        channels, (height, width), size = self.shape[1], self.size, self.block_size
+        images = channels // size**2
         if self.mode == "DCR":
             i, j, image = unravel(channel, size, size, images)
         else:
             image, i, j = unravel(channel, images, size, size)
-        return ((sample * images + image) * (height * size) + y * size + i) * (width * size) + x * size + j
+        return image * (height * width * size**2) + i * (width * size) + j
+
+    def pixel_offset(self, at: Any) -> Any:
+        """Elements before the first result of the pixel of which some channel is element `at` in blocks of 32."""
+        (n, channels), (height, width), size = self.shape[:2], self.size, self.block_size
+        sample, _, y, x, _ = unravel(at, n, self.blocks, height, width, BLOCK)
+        return sample * (channels * height * width) + y * (width * size**2) + x * size
+
+
+@dataclass(frozen=True)
+class PlainStores:
+    """How a thread writes its channels of one pixel after another.
+
+    Parameters
+    ----------
+    plain : PlainOutput
+    first, offsets : Buffer
+        Registers: the first channel, and `PlainOutput.channel_offset` of each.
+    """
+
+    plain: PlainOutput
+    first: Any
+    offsets: Any
+
+    @staticmethod
+    def begin(plain: PlainOutput, channel: Any, count: int) -> PlainStores:
+        """For `count` channels from `channel` on; transposed convolutions count those of every phase."""
+        first, offsets = registers(1), registers(count)
+        store(first, 0, T.truncmod(channel, plain.blocks * BLOCK))
+        for i in range(count):
+            store(offsets, i, plain.channel_offset(first[0] + i))
+        return PlainStores(plain, first, offsets)
+
+    def store(self, out: Any, results: Any, at: Any) -> None:
+        """Write the results of one pixel; `at` is where they would begin in blocks of 32 channels."""
+        channels, count = self.plain.shape[1], int(results.shape[0])
+        base = registers(1)
+        store(base, 0, self.plain.pixel_offset(at))
+        # Neighbours in memory, and aligned: dense layers.
+        step = 4 if self.plain.size == (1, 1) and self.plain.block_size == 1 and channels % 4 == 0 else 1
+        for i in range(0, count, step):
+            with when(True if channels % BLOCK == 0 else self.first[0] < channels - i):
+                if step == 4:
+                    call(intrinsics.copy(16), pointer(out, base[0] + self.offsets[i]), pointer(results, i))
+                else:
+                    store(out, base[0] + self.offsets[i], results[i])
 
 
 def plain_output(out: TensorSpec, attrs: Mapping[str, Any]) -> PlainOutput | None:
