@@ -268,7 +268,7 @@ def test_a_forked_process_says_what_to_do(network: SmallNetwork, driver: FakeDri
     answers = context.Queue()
     child = context.Process(target=_call_in_child, args=(module, answers))
     child.start()
-    assert 'multiprocessing.get_context("spawn")' in answers.get(timeout=30)
+    assert 'multiprocessing.get_context("spawn")' in answers.get(timeout=120)
     child.join()
     np.testing.assert_array_equal(module(feed()), network.reference(feed()))
 
