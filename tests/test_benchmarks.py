@@ -4,8 +4,11 @@ part runs through on a stand-in for `torch.cuda` that is the CPU.
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +47,63 @@ def test_torch_network_names_what_it_does_not_know() -> None:
 
     with pytest.raises(ValueError, match=r"InstanceNormalization|Pad"):
         TorchNetwork(models.cyclegan_generator(size=32, blocks=1, base=8))
+
+
+def test_peers_are_compiled_for_the_batch_that_is_timed() -> None:
+    import torch
+
+    from benchmarks.cuda import compiled
+    from benchmarks.torch_network import TorchNetwork
+
+    seen: list[Any] = []
+
+    def backend(module: Any, examples: Any, **_: Any) -> Any:
+        seen.append([type(example) for example in examples if not isinstance(example, torch.Tensor)])
+        seen[-1] += [int for example in examples if any(not isinstance(n, int) for n in getattr(example, "shape", ()))]
+        return module.forward
+
+    # More than torch compiles of one function, and with a pooling layer of other numbers each time.
+    for batch in range(1, 11):
+        module = TorchNetwork(models.lenet5()).eval()
+        with torch.inference_mode():
+            assert compiled(module, backend)(torch.zeros(batch, 1, 28, 28)).shape[0] == batch
+    assert len(seen) == 10
+    assert not any(seen), "a batch size is a symbol"
+
+
+def test_a_recorded_call_runs_before_and_keeps_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from benchmarks.cuda import recorded
+
+    log: list[str] = []
+
+    class Graph:
+        def replay(self) -> None:
+            log.append("replay")
+
+    @contextmanager
+    def inside(name: str) -> Iterator[None]:
+        log.append(name)
+        yield
+        log.append("end")
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: inside("side"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: inside("graph"))
+    buffers = Graph()
+    lives = weakref.ref(buffers)
+    replay = recorded(lambda: log.append("run"), buffers)
+    del buffers
+    replay()
+    assert log == ["side", "run", "run", "run", "end", "graph", "run", "end", "replay"]
+    assert lives() is not None
+    del replay
+    gc.collect()
+    assert lives() is None
 
 
 @pytest.fixture(scope="module")
