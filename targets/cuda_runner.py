@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm.errors import ArtifactError
-from lpsn_tvm.targets.cuda_driver import STREAM_PER_THREAD, Driver
+from lpsn_tvm.targets.cuda_driver import STREAM_LEGACY, Driver
 from lpsn_tvm.targets.cuda_errors import is_dead
 from lpsn_tvm.targets.cuda_graphs import Graphs, copied_outputs, prepare
 from lpsn_tvm.targets.cuda_program import CudaProgram, Place, Port, best_program
@@ -192,8 +192,12 @@ class Runner:
         return results
 
     def follow(self, stream: int) -> None:
-        """What comes next on `stream` waits for the run before, if that was on another stream."""
-        if stream != self._last or stream == STREAM_PER_THREAD:
+        """What comes next on `stream` waits for the run before, if that was on another stream.
+
+        A handle says which stream it is only where nobody can destroy the stream: others' handles may come back as a
+        new stream's while work of the old one is still under way, and that of each thread's own is the same in all.
+        """
+        if stream != self._last or stream not in (STREAM_LEGACY, self.stream):
             self.driver.wait(stream, self._done)
             self._last = stream
 
