@@ -71,13 +71,8 @@ def test_calls_on_several_streams_do_not_disturb_each_other(
 
 
 def test_streams_that_may_be_others_by_now_wait(network: SmallNetwork, driver: FakeDriver, gpu_torch: Any) -> None:
-    """A stream that was destroyed hands its handle on, while its work goes on: only those that stay need not wait."""
-    module = network.module()
-    module.prepare()
-    x = on_gpu(driver, torch.from_numpy(feed(1)))
-    per_thread = 2
-    for stream, waits in ((0, 0), (Caller(module, driver).stream(), 2), (per_thread, 2)):
-        gpu_torch.stream = stream
+    module, x = network.module(), on_gpu(driver, torch.from_numpy(feed(1)))
+    for gpu_torch.stream, waits in ((0, 0), (Caller(module, driver).stream(), 2), (2, 2)):
         module(x)
         before = driver.calls.count("cuStreamWaitEvent")
         module(x), module(x)
