@@ -240,6 +240,21 @@ def store_saturated(is_signed: bool, has_zero_point: bool) -> Function:
     )
 
 
+STORE_LOOKED_UP = _function(
+    "void lpsn_store_looked_up(void* to, const int* values, const void* table)",
+    "  const unsigned char* bytes = (const unsigned char*)table;\n"
+    "  unsigned int b[8];\n"
+    "#pragma unroll\n"
+    "  for (int i = 0; i < 8; ++i) b[i] = bytes[values[i] & 255];\n"
+    "#pragma unroll\n"
+    "  for (int i = 0; i < 8; i += 2) b[i] = __byte_perm(b[i], b[i + 1], 0x0040);\n"
+    "  *(uint2*)to = make_uint2(__byte_perm(b[0], b[2], 0x5410), __byte_perm(b[4], b[6], 0x5410));",
+)
+"""Eight integers, as `ROUNDED` makes them, as the bytes that stand for them in a table of 256: their low bytes are the
+integers' own (two's complement), as those of 1.5 * 2**23 are zero.
+"""
+
+
 def dot(dtype: str) -> Function:
     """A sum and four products of bytes: `dtype` x int8."""
     x = "u32" if dtype == "uint8" else "s32"
