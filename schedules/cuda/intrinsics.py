@@ -42,10 +42,12 @@ def mma_nibbles(is_k64: bool) -> Function:
 
 
 def _whole(name: str, kind: str) -> Function:
-    """One instruction of 16 rows."""
+    """One instruction of 16 rows. Volatile: where sums are only used under a condition the compiler may not move it
+    there, since all lanes have to execute it.
+    """
     return _function(
         f"void {name}(int* d, const int* a, const int* b)",
-        f'  asm("mma.sync.aligned.{kind}.s32 '
+        f'  asm volatile("mma.sync.aligned.{kind}.s32 '
         '{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"\n'
         '    : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])\n'
         '    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]),\n'
@@ -54,9 +56,9 @@ def _whole(name: str, kind: str) -> Function:
 
 
 def _quarters(name: str, kind: str) -> Function:
-    """Four instructions of 8 rows and half of the inner dimension."""
+    """Four instructions of 8 rows and half of the inner dimension; as `_whole`."""
     quarters = [
-        f'  asm("mma.sync.aligned.{kind}.s32 {{%0,%1}}, {{%2}}, {{%3}}, {{%4,%5}};"\n'
+        f'  asm volatile("mma.sync.aligned.{kind}.s32 {{%0,%1}}, {{%2}}, {{%3}}, {{%4,%5}};"\n'
         f'    : "=r"(d[{2 * m}]), "=r"(d[{2 * m + 1}])\n'
         f'    : "r"(a[{2 * k + m}]), "r"(b[{k}]), "r"(d[{2 * m}]), "r"(d[{2 * m + 1}]));'
         for k in range(2)
