@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from lpsn_tvm.arrays import as_array
 from lpsn_tvm.container import write_container
 from lpsn_tvm.errors import ArtifactError, LpsnError
 from lpsn_tvm.recipe import Recipe
@@ -171,7 +172,7 @@ class Artifact(ABC):
             )
         arrays = []
         for info in self.inputs:
-            array = np.asarray(given[info.name])
+            array = as_array(given[info.name], f"input {info.name!r}")
             if array.dtype.kind not in "fiub":
                 raise LpsnError(f"dtype {array.dtype} is not a real number type", where=f"input {info.name!r}")
             if array.shape[1:] != info.shape[1:] or array.ndim != len(info.shape) or array.shape[0] == 0:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from lpsn_tvm.arrays import as_array
 from lpsn_tvm.errors import CalibrationError
 from lpsn_tvm.images import load_images
 
@@ -53,7 +54,7 @@ class Signature:
 
     def batched(self, name: str, value: Any) -> np.ndarray:
         """`value` as an array with a batch axis (a single sample gets one), type and shape checked."""
-        array, shape = _numpy(value, name), self.shapes[name]
+        array, shape = as_array(value, name or None, CalibrationError), self.shapes[name]
         check_dtype(array.dtype, name)
         is_sample = array.ndim == len(shape) - 1 if self.is_raw else array.shape == shape[1:]
         array = array[None] if is_sample else array
@@ -135,17 +136,6 @@ def check_dtype(dtype: np.dtype[Any], name: str) -> None:
         raise CalibrationError(
             f"data of type {dtype} cannot be fed to the network; allowed are floats, integers and booleans", where=name
         )
-
-
-def _numpy(value: Any, name: str = "") -> np.ndarray:
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":
-            value = value.float()
-    try:
-        return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CalibrationError(f"cannot be read as an array: {error}", where=name or None) from error
 
 
 def check_names(names: Iterable[str], signature: Signature) -> None:

@@ -125,8 +125,10 @@ def build(
     ] = "on",
     tune: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="llvm, cuda: tune kernels on this machine for so many trials (200) or so long (90s, 10m)."),
+        typer.Option(help="llvm, cuda: tune kernels for so many trials (200) or so long (90s, 10m), by default here."),
     ] = None,
+    tracker: cli_tune.TrackerOption = None,
+    key: cli_tune.KeyOption = None,
     records: Annotated[
         Path | None, typer.Option(help="Records that lpsn-tvm tune has written for the target's device.")
     ] = None,
@@ -143,6 +145,9 @@ def build(
         if sparsity:
             options["sparsity"] = _sparsity(sparsity)
         options["input_range"] = _interval(input_range)
+        device = cli_tune.tracker_of(tracker, key)
+        if device and tune is None:
+            raise LpsnError("is where --tune measures; give --tune 10m", where="--tracker")
         _check_writable(output)
         module = lpsn_tvm.build(
             model,
@@ -162,6 +167,7 @@ def build(
             search=_search(search),
             cache={"on": True, "off": False}.get(cache, cache),
             tune=tune,
+            tracker=device,
             records=records,
             progress=False if as_json else None,
             **options,

@@ -11,6 +11,21 @@ import typer
 from lpsn_tvm.errors import LpsnError
 
 DEFAULT_BUDGET = "10m"
+TrackerOption = Annotated[Optional[str], typer.Option(help="HOST:PORT of a tracker: measure on its machines.")]  # noqa: UP045
+KeyOption = Annotated[Optional[str], typer.Option(help="Which of the tracker's machines.")]  # noqa: UP045
+
+
+def tracker_of(tracker: str | None, key: str | None) -> str | None:
+    """What `lpsn_tvm.build` calls the tracker, from both options.
+
+    Raises
+    ------
+    LpsnError
+        A key without a tracker.
+    """
+    if key and not tracker:
+        raise LpsnError("names machines of a tracker; give --tracker HOST:PORT", where="--key")
+    return f"{tracker}/{key}" if key else tracker
 
 
 def tune(
@@ -34,8 +49,8 @@ def tune(
     threads: Annotated[Optional[int], typer.Option(help="Threads that the module will run with.")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
     records: Annotated[Path | None, typer.Option(help="Records to start from; they are written to OUTPUT too.")] = None,
-    tracker: Annotated[Optional[str], typer.Option(help="HOST:PORT of a tracker: measure on its machines.")] = None,  # noqa: UP045
-    key: Annotated[Optional[str], typer.Option(help="Which of the tracker's machines.")] = None,  # noqa: UP045
+    tracker: TrackerOption = None,
+    key: KeyOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead of tables.")] = False,
 ) -> None:
     """Find faster configurations of MODEL's kernels by measuring; `lpsn-tvm build --records` uses them."""
@@ -48,8 +63,7 @@ def tune(
 
         Budget.parse(budget, "--tune")
         _check_writable(output)
-        if key and not tracker:
-            raise LpsnError("names machines of a tracker; give --tracker HOST:PORT", where="--key")
+        device = tracker_of(tracker, key)
         options: dict[str, Any] = {"sparsity": _sparsity(sparsity)} if sparsity else {}
         known = Records.from_any(records)
         module = lpsn_tvm.build(
@@ -66,7 +80,7 @@ def tune(
             seed=seed,
             measure=False,
             tune=budget,
-            tracker=f"{tracker}/{key}" if key else tracker,
+            tracker=device,
             cache=True if directory is None else directory,
             records=known,
             progress=False if as_json else None,

@@ -22,7 +22,7 @@ as one module (made readable for Python 3.8).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -417,6 +417,11 @@ def _finish_half_up(
     return _clamp(_shift_half_up(value, rest), qmin, qmax, out_dtype)
 
 
+def _looked_up(q: Array, table: Sequence[int] | None, qmin: int, out_dtype: str) -> Array:
+    """The last step of a weighted layer: its own table, where it has one."""
+    return q if table is None else lookup(q, np.asarray(table, out_dtype), qmin=qmin)
+
+
 def conv2d(  # noqa: D417  (the attributes are those of the module docstring)
     x: Array,
     weight: Array,
@@ -438,6 +443,7 @@ def conv2d(  # noqa: D417  (the attributes are those of the module docstring)
     residual_zero_point: int = 0,
     residual_shift: int = 6,
     rounding: Rounding = "half_even",
+    table: Sequence[int] | None = None,
     block_size: int = 1,
     mode: Literal["DCR", "CRD"] = "DCR",
     **_: Any,
@@ -456,18 +462,23 @@ def conv2d(  # noqa: D417  (the attributes are those of the module docstring)
         Nothing in x is larger, so that a target may choose narrower arithmetic.
     residual : uint8 | int8[N, O, OH, OW], optional
         Added in the output's scale: `residual_multiplier` is float32(residual_scale / out_scale).
+    table : int[qmax - qmin + 1], optional
+        A `lookup` in the epilogue: the output is `table[q - qmin]` of `out_dtype`, where q is what it would be else.
     block_size, mode :
         float32 output only: the result's channels become rows and columns (`depth_to_space`).
     """
     _check_range(x, x_qmax)
     acc = _accumulate_conv2d(x, weight, strides, padding, dilation, groups, x_zero_point)
+    dtype = out_dtype if table is None else "int32"
     if rounding == "half_up":
         # `x_zero_point` is what padding holds; all else that zero points mean is folded into the bias.
         _check_half_up(out_zero_point, residual_zero_point)
-        return _finish_half_up(acc, bias, scale, residual, residual_multiplier, residual_shift, qmin, qmax, out_dtype)
-    out = _finish(
-        acc, bias, scale, residual, residual_multiplier, residual_zero_point, out_zero_point, qmin, qmax, out_dtype
-    )
+        q = _finish_half_up(acc, bias, scale, residual, residual_multiplier, residual_shift, qmin, qmax, dtype)
+    else:
+        q = _finish(
+            acc, bias, scale, residual, residual_multiplier, residual_zero_point, out_zero_point, qmin, qmax, dtype
+        )
+    out = _looked_up(q, table, qmin, out_dtype)
     return depth_to_space(out, block_size=block_size, mode=mode) if block_size > 1 else out
 
 
@@ -489,17 +500,21 @@ def conv2d_transpose(
     qmax: int = 255,
     out_dtype: str = "uint8",
     rounding: Rounding = "half_even",
+    table: Sequence[int] | None = None,
     **_: Any,
 ) -> Array:
     """Integer transposed convolution, weight int8[C, O/groups, kh, kw]; the zero point is subtracted from x (bias
-    has no zero-point term).
+    has no zero-point term); `table` as in `conv2d`.
     """
     _check_range(x, x_qmax)
     acc = _accumulate_conv2d_transpose(x, weight, strides, padding, output_padding, dilation, groups, x_zero_point)
+    dtype = out_dtype if table is None else "int32"
     if rounding == "half_up":
         _check_half_up(x_zero_point, out_zero_point)
-        return _finish_half_up(acc, bias, scale, None, 1.0, 0, qmin, qmax, out_dtype)
-    return _finish(acc, bias, scale, None, 0.0, 0, out_zero_point, qmin, qmax, out_dtype)
+        q = _finish_half_up(acc, bias, scale, None, 1.0, 0, qmin, qmax, dtype)
+    else:
+        q = _finish(acc, bias, scale, None, 0.0, 0, out_zero_point, qmin, qmax, dtype)
+    return _looked_up(q, table, qmin, out_dtype)
 
 
 def dense(
@@ -519,19 +534,23 @@ def dense(
     residual_zero_point: int = 0,
     residual_shift: int = 6,
     rounding: Rounding = "half_even",
+    table: Sequence[int] | None = None,
     **_: Any,
 ) -> Array:
     """Integer dense layer: x uint8 | int8[N, K], weight int8[K, M], bias int32[M] with the zero-point term folded
-    in, scale float32[M].
+    in, scale float32[M]; `table` as in `conv2d`.
     """
     _check_range(x, x_qmax)
     acc = _fits_int32((x.astype(np.float64) @ weight.astype(np.float64)).astype(np.int64))
+    dtype = out_dtype if table is None else "int32"
     if rounding == "half_up":
         _check_half_up(x_zero_point, out_zero_point, residual_zero_point)
-        return _finish_half_up(acc, bias, scale, residual, residual_multiplier, residual_shift, qmin, qmax, out_dtype)
-    return _finish(
-        acc, bias, scale, residual, residual_multiplier, residual_zero_point, out_zero_point, qmin, qmax, out_dtype
-    )
+        q = _finish_half_up(acc, bias, scale, residual, residual_multiplier, residual_shift, qmin, qmax, dtype)
+    else:
+        q = _finish(
+            acc, bias, scale, residual, residual_multiplier, residual_zero_point, out_zero_point, qmin, qmax, dtype
+        )
+    return _looked_up(q, table, qmin, out_dtype)
 
 
 # --- operators without weights

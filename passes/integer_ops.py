@@ -2,7 +2,8 @@
 
 What an operator means is `lpsn_tvm.quant`; its keyword arguments are the call's attributes. A built call always
 carries every attribute (defaults filled in), so a target reads them without guessing: integers, floats, strings,
-booleans and lists of integers or floats. An absent residual is an absent last tensor.
+booleans and lists of integers or floats. An absent residual is an absent last tensor, an absent table of a layer an
+absent attribute.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lpsn_tvm.artifact import Artifact, Sources, TensorInfo
-from lpsn_tvm.errors import TargetError
+from lpsn_tvm.errors import CompileError, TargetError
 from lpsn_tvm.progress import ProgressCallback, silent
 from lpsn_tvm.quant import QuantScheme
 from lpsn_tvm.recipe import Recipe
@@ -89,6 +89,8 @@ class Backend:
         The backend for a bit width, where geometry or scheme depend on it.
     namer : (backend) -> str
         What `device` is.
+    wants_tables : bool
+        Whether layers may end in a table (`passes/fuse_tables.py`): memory counts more than the lookups cost.
     records : Records
         Measured configurations of kernels that offer a choice; by default what the package ships.
     on_choice : (Choice) -> None
@@ -107,6 +109,7 @@ class Backend:
     measurer: Callable[[Backend, Any, Any], None] = field(repr=False)
     specializer: Callable[[Backend, Bits], Backend] = field(default=_same_for_all_bits, repr=False)
     namer: Callable[[Backend], str] = field(default=_target_as_device, repr=False)
+    wants_tables: bool = False
     records: Records = field(default_factory=shipped, repr=False)
     on_choice: Callable[[Choice], None] = field(default=nobody, repr=False)
 
@@ -150,6 +153,8 @@ class Backend:
         CompileError
             An operator has no kernel on this backend; names the operator and the variable.
         """
+        if not self.wants_tables:
+            _refuse_tables(self.name, mod)
         return self.lowering(self, mod)
 
     def compile(self, mod: Any) -> Any:
@@ -174,6 +179,14 @@ class Backend:
     def measure(self, artifact: Any, dense: Any) -> None:
         """Fill in how fast the artifact is, compared with the dense float network where the backend can run that."""
         self.measurer(self, artifact, dense)
+
+
+def _refuse_tables(backend: str, mod: Any) -> None:
+    from lpsn_tvm import graph
+
+    for var, value in graph.bindings(mod):
+        if graph.op_name(value).startswith("lpsn.") and "table" in graph.call_attrs(value):
+            raise CompileError(f"layers of backend {backend} have no tables; let `lpsn.lookup` follow", where=var.name)
 
 
 def get_backend(target: Any) -> Backend:

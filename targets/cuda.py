@@ -49,6 +49,7 @@ def cuda_backend(config: Mapping[str, Any]) -> Backend:
         maker=make_artifact,
         measurer=measure,
         specializer=_specialized,
+        wants_tables=True,
         namer=lambda backend: str(backend.geometry.arch),
     )
 

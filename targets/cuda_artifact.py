@@ -16,7 +16,13 @@ from lpsn_tvm.errors import ArtifactError, LpsnError
 from lpsn_tvm.progress import ProgressCallback
 from lpsn_tvm.targets.cuda_call import call_on_device
 from lpsn_tvm.targets.cuda_dlpack import is_on_gpu
-from lpsn_tvm.targets.cuda_program import CudaProgram, best_program, programs_from_files, programs_to_files
+from lpsn_tvm.targets.cuda_program import (
+    CudaProgram,
+    best_program,
+    choose_program,
+    programs_from_files,
+    programs_to_files,
+)
 from lpsn_tvm.targets.cuda_tensors import is_torch, stream_number
 
 if TYPE_CHECKING:
@@ -33,7 +39,7 @@ class CudaArtifact(Artifact):
     Calls with tensors that lie on the device (torch, or anything with `__cuda_array_interface__` or DLPack) are read in
     place, return tensors of the same library on the device, and do not wait: they run on the caller's stream. Recorded
     into the caller's own graph (`torch.cuda.graph`) they become part of it; such a graph must not be replayed beside
-    other calls of the module, whose working memory it uses.
+    other calls of the module, whose working memory it uses, nor after the module is gone, whose kernels it launches.
 
     Parameters
     ----------
@@ -162,6 +168,7 @@ class CudaArtifact(Artifact):
             {
                 "arch": program.arch,
                 "has_ptx": program.has_ptx,
+                "toolkit": program.toolkit,
                 "launches": len(program.launches),
                 "kernels": len({launch.kernel for launch in program.launches}),
                 "arena_bytes": program.arena_bytes,
@@ -175,14 +182,16 @@ class CudaArtifact(Artifact):
     def _runs_here(self) -> str:
         """What this machine's GPU would run, or why it cannot."""
         from lpsn_tvm.targets.cuda_driver import Driver
-        from lpsn_tvm.targets.cuda_runner import choose_program
 
         try:
-            device = Driver.open().device(self.device)
+            driver = Driver.open()
+            device = driver.device(self.device)
             program = choose_program(self.programs, device.number, device.name)
+            reason = program.misses(driver.version())
         except ArtifactError as error:
             return str(error)
-        return f"{device.name} (sm_{device.number}) runs the program for {program.arch}"
+        fitting = f"the program for {program.arch}" + (f", but it was {reason}" if reason else "")
+        return f"{device.name} (sm_{device.number}) runs {fitting}"
 
     def pack(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """Launches as JSON; machine code and constants as members."""

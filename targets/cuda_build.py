@@ -16,6 +16,7 @@ from lpsn_tvm.compat import check_versions
 from lpsn_tvm.errors import CompileError
 from lpsn_tvm.targets.backend import Backend
 from lpsn_tvm.targets.cuda_compile import CudaSource, cuda_source, start_nvcc
+from lpsn_tvm.targets.cuda_nvcc import toolkit_version
 from lpsn_tvm.targets.cuda_planning import Plan, plan
 from lpsn_tvm.targets.cuda_program import CudaProgram
 from lpsn_tvm.targets.cuda_schedule import schedule_rest
@@ -39,7 +40,13 @@ def compile_cuda(backend: Backend, mod: tvm.IRModule) -> tuple[CudaProgram, ...]
             compiler = running.enter_context(start_nvcc(source.source, isa.arch, with_ptx=isa is newest))
             started.append((isa.arch, planned, compiler))
         return tuple(
-            program(arch, planned, compiler.result()[0], has_ptx=arch == newest.arch)
+            program(
+                arch,
+                planned,
+                compiler.result()[0],
+                has_ptx=arch == newest.arch,
+                toolkit=toolkit_version(compiler.compiler),
+            )
             for arch, planned, compiler in started
         )
 
@@ -51,7 +58,7 @@ def architectures(backend: Backend) -> tuple[Any, ...]:
     return isas_of(backend.tvm_target)
 
 
-def program(arch: str, planned: Plan, binary: bytes, *, has_ptx: bool) -> CudaProgram:
+def program(arch: str, planned: Plan, binary: bytes, *, has_ptx: bool, toolkit: str = "") -> CudaProgram:
     """What a plan and its machine code make together."""
     return CudaProgram(
         arch=arch,
@@ -62,6 +69,7 @@ def program(arch: str, planned: Plan, binary: bytes, *, has_ptx: bool) -> CudaPr
         constants=planned.constants,
         binary=binary,
         has_ptx=has_ptx,
+        toolkit=toolkit,
     )
 
 

@@ -19,8 +19,8 @@ from lpsn_tvm.targets.cuda_entry_points import INT, OPTIONAL, POINTER, SIGNATURE
 from lpsn_tvm.targets.cuda_errors import OUT_OF_MEMORY, DriverError, explain
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-STREAM_LEGACY, STREAM_PER_THREAD = 0, 2
-"""The default stream, and CU_STREAM_PER_THREAD: one handle that means another stream in every thread."""
+STREAM_LEGACY = 0
+"""The default stream."""
 _NON_BLOCKING, _DISABLE_TIMING, _RELAXED = 1, 2, 2
 _MAX_DYNAMIC_SHARED = 8
 """CU_FUNC_ATTRIBUTE_...; the carveout (9) stays the driver's choice, which by default follows the launched kernel."""

@@ -7,6 +7,7 @@ wants the result.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,14 @@ def known_architectures(compiler: str) -> frozenset[str]:
     """Architectures that an nvcc compiles for, "sm_80"; empty where it does not say."""
     done = subprocess.run([compiler, "--list-gpu-code"], capture_output=True, text=True, check=False)
     return frozenset(done.stdout.split()) if done.returncode == 0 else frozenset()
+
+
+@cache
+def toolkit_version(compiler: str) -> str:
+    """CUDA version of an nvcc, "13.0"; "" where it does not say."""
+    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    found = re.search(r"release (\d+\.\d+)", done.stdout)
+    return found[1] if found else ""
 
 
 def refusal(compiler: str, arch: str) -> str:

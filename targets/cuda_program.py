@@ -5,11 +5,14 @@ a file. Needs numpy only.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+
+from lpsn_tvm.errors import ArtifactError
 
 Region = Literal["arena", "constants", "input"]
 ALIGNMENT = 256
@@ -89,6 +92,8 @@ class CudaProgram:
         Fatbinary for `cuModuleLoadData`.
     has_ptx : bool
         Whether newer architectures can translate it.
+    toolkit : str
+        CUDA version of the compiler that made the machine code, "13.0"; "" where that is not known.
     """
 
     arch: str
@@ -99,11 +104,26 @@ class CudaProgram:
     constants: bytes = field(repr=False)
     binary: bytes = field(repr=False)
     has_ptx: bool = False
+    toolkit: str = ""
 
     @property
     def number(self) -> int:
         """86 for sm_86."""
         return arch_number(self.arch)
+
+    def misses(self, driver: tuple[int, int]) -> str:
+        """What a driver that supports CUDA (major, minor) lacks, in words; "" for nothing.
+
+        Machine code runs with drivers of its toolkit's major version and later ones.
+        Source: NVIDIA, "CUDA Compatibility", Minor Version Compatibility.
+        """
+        major = int(self.toolkit.partition(".")[0] or 0)
+        if driver[0] >= major:
+            return ""
+        return (
+            f"built with CUDA {self.toolkit}, which needs a driver for CUDA {major}.0 or later; this one is for "
+            f"{driver[0]}.{driver[1]}: update it, or build with the nvcc of CUDA {driver[0]}"
+        )
 
 
 def arch_number(arch: str) -> int:
@@ -138,6 +158,23 @@ def best_program(programs: Iterable[CudaProgram], number: int) -> CudaProgram | 
     return max(runnable, key=lambda program: program.number, default=None)
 
 
+def choose_program(programs: Sequence[CudaProgram], number: int, name: str) -> CudaProgram:
+    """The program for a GPU.
+
+    Raises
+    ------
+    ArtifactError
+        None runs on it; says what it was compiled for.
+    """
+    program = best_program(programs, number)
+    if program is None:
+        built = ", ".join(program.arch for program in programs)
+        raise ArtifactError(
+            f"was compiled for {built}; {name} is sm_{number}: build it again with -arch=sm_{number}", where="cuda"
+        )
+    return program
+
+
 # --- files
 
 
@@ -153,6 +190,7 @@ def programs_to_files(programs: Iterable[CudaProgram]) -> tuple[list[dict[str, A
             "arch": program.arch,
             "arena_bytes": program.arena_bytes,
             "has_ptx": program.has_ptx,
+            "toolkit": program.toolkit,
             "constants": constants,
             "binary": binary,
             "inputs": [asdict(port) for port in program.inputs],
@@ -189,6 +227,7 @@ def _program(record: Mapping[str, Any], members: Mapping[str, bytes]) -> CudaPro
         constants=members[record["constants"]],
         binary=members[record["binary"]],
         has_ptx=bool(record["has_ptx"]),
+        toolkit=_version(record.get("toolkit", "")),
     )
     places = [place for launch in program.launches for place in launch.arguments]
     for place in (*places, *(port.place for port in (*program.inputs, *program.outputs))):
@@ -205,6 +244,12 @@ def _check(place: Place, program: CudaProgram) -> None:
         is_inside = 0 <= place.offset and place.size >= 0 and place.offset + place.size <= limit
     if place.region not in ("arena", "constants", "input") or not is_inside:
         raise ValueError(f"a buffer of {place.size} bytes at {place.offset} does not fit {place.region}")
+
+
+def _version(value: Any) -> str:
+    if re.fullmatch(r"(\d+\.\d+)?", str(value)) is None:
+        raise ValueError(f"{value!r} is no version")
+    return str(value)
 
 
 def _port(record: Mapping[str, Any]) -> Port:

@@ -13,31 +13,14 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm.errors import ArtifactError
-from lpsn_tvm.targets.cuda_driver import STREAM_PER_THREAD, Driver
-from lpsn_tvm.targets.cuda_errors import is_dead
+from lpsn_tvm.targets.cuda_driver import STREAM_LEGACY, Driver
+from lpsn_tvm.targets.cuda_errors import DriverError, is_dead
 from lpsn_tvm.targets.cuda_graphs import Graphs, copied_outputs, prepare
-from lpsn_tvm.targets.cuda_program import CudaProgram, Place, Port, best_program
+from lpsn_tvm.targets.cuda_program import CudaProgram, Place, Port, choose_program
 from lpsn_tvm.targets.cuda_staging import Staging
 
 VECTOR_BYTES = 16
 """Kernels read and write so many bytes at once; tensors that begin elsewhere go through the runner's own memory."""
-
-
-def choose_program(programs: Sequence[CudaProgram], number: int, name: str) -> CudaProgram:
-    """The program for a GPU.
-
-    Raises
-    ------
-    ArtifactError
-        None runs on it; says what it was compiled for.
-    """
-    program = best_program(programs, number)
-    if program is None:
-        built = ", ".join(program.arch for program in programs)
-        raise ArtifactError(
-            f"was compiled for {built}; {name} is sm_{number}: build it again with -arch=sm_{number}", where="cuda"
-        )
-    return program
 
 
 class Runner:
@@ -116,7 +99,7 @@ class Runner:
         return address
 
     def _functions(self) -> dict[str, int]:
-        module = self.driver.module(self.program.binary)
+        module = self._module()
         self.taken.append(("cuModuleUnload", module))
         largest: dict[str, int] = {}
         for launch in self.program.launches:
@@ -130,6 +113,15 @@ class Runner:
                     where=name,
                 )
         return {name: self.driver.function(module, name, shared) for name, shared in largest.items()}
+
+    def _module(self) -> int:
+        try:
+            return self.driver.module(self.program.binary)
+        except DriverError as error:
+            reason = self.program.misses(self.driver.version())
+            if not reason:
+                raise
+            raise DriverError(error.status, f"the module was {reason} ({error.message})", "cuda") from error
 
     @property
     def device_bytes(self) -> int:
@@ -192,8 +184,12 @@ class Runner:
         return results
 
     def follow(self, stream: int) -> None:
-        """What comes next on `stream` waits for the run before, if that was on another stream."""
-        if stream != self._last or stream == STREAM_PER_THREAD:
+        """What comes next on `stream` waits for the run before, if that was on another stream.
+
+        A handle says which stream it is only where nobody can destroy the stream: others' handles may come back as a
+        new stream's while work of the old one is still under way, and that of each thread's own is the same in all.
+        """
+        if stream != self._last or stream not in (STREAM_LEGACY, self.stream):
             self.driver.wait(stream, self._done)
             self._last = stream
 

@@ -1,4 +1,8 @@
-"""A test that hangs ends its process with the stacks of all threads; pytest-xdist then names the test and goes on."""
+"""A test that hangs ends its process with the stacks of all threads; pytest-xdist then names the test and goes on.
+
+Random examples are the same in every run, however busy the machine is. Others, to look for what is still hidden:
+`pytest --hypothesis-profile=search`, and `--hypothesis-seed=1` with it for those of a seed.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,13 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+_ANY_SPEED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fixed", derandomize=True, **_ANY_SPEED)
+settings.register_profile("search", derandomize=False, **_ANY_SPEED)
+# Before the modules of tests are imported: their own settings begin with these.
+settings.load_profile("fixed")
 
 SECONDS, SLOW_SECONDS = 300.0, 3600.0
 """The slowest fast test takes some seconds on one core; what is slow builds big networks."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lpsn_tvm.artifact import Artifact, TensorInfo
 from lpsn_tvm.errors import ArtifactError, LpsnError
@@ -82,9 +83,21 @@ def test_call_forms_agree(artifact: Artifact) -> None:
         np.testing.assert_array_equal(result["y"], artifact(x)["y"])
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "int64"])
+def test_torch_tensors_on_the_host_are_read(artifact: Artifact, kind: str) -> None:
+    x = torch.arange(16).reshape(2, 8).to(getattr(torch, kind))
+    expected = artifact(np.arange(16.0).reshape(2, 8))["y"]
+    np.testing.assert_array_equal(artifact(x)["y"], expected)
+    if x.is_floating_point():
+        np.testing.assert_array_equal(artifact(x.requires_grad_())["y"], expected)
+
+
 @pytest.mark.parametrize(
     "call",
     [
+        lambda a: a([[1.0], [1.0, 2.0]]),
+        lambda a: a(torch.ones(2, 8).to_sparse()),
+        lambda a: a(torch.ones(2, 8, device="meta")),
         lambda a: a(np.ones((2, 7))),
         lambda a: a(np.ones((0, 8))),
         lambda a: a(),
@@ -93,7 +106,7 @@ def test_call_forms_agree(artifact: Artifact) -> None:
         lambda a: a(np.array([["a"] * 8] * 2)),
         lambda a: a(np.ones((2, 8), complex)),
     ],
-    ids=["width", "empty", "none", "two", "name", "text", "complex"],
+    ids=["ragged", "sparse", "meta", "width", "empty", "none", "two", "name", "text", "complex"],
 )
 def test_wrong_inputs_are_named(artifact: Artifact, call: object) -> None:
     with pytest.raises(LpsnError):

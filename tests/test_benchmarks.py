@@ -4,8 +4,11 @@ part runs through on a stand-in for `torch.cuda` that is the CPU.
 
 from __future__ import annotations
 
+import gc
 import json
-import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +21,8 @@ from benchmarks.cuda_kit import VARIANTS, Case
 from lpsn_tvm.targets.cuda_profile import KernelTime
 
 CASES = (Case("lenet5", VARIANTS[0], 2), Case("lenet5", VARIANTS[4], 2))
+CALL_MS = {"W8A8": 2.0, "W8A8, 50 % removed": 1.0, "torch eager fp16": 8.0, "torch.compile fp16": 5.0}
+"""What a call takes by the stand-in's clock."""
 
 
 @pytest.mark.parametrize("name", ["resnet20", "lenet5", "espcn"])
@@ -44,6 +49,63 @@ def test_torch_network_names_what_it_does_not_know() -> None:
         TorchNetwork(models.cyclegan_generator(size=32, blocks=1, base=8))
 
 
+def test_peers_are_compiled_for_the_batch_that_is_timed() -> None:
+    import torch
+
+    from benchmarks.cuda import compiled
+    from benchmarks.torch_network import TorchNetwork
+
+    seen: list[Any] = []
+
+    def backend(module: Any, examples: Any, **_: Any) -> Any:
+        seen.append([type(example) for example in examples if not isinstance(example, torch.Tensor)])
+        seen[-1] += [int for example in examples if any(not isinstance(n, int) for n in getattr(example, "shape", ()))]
+        return module.forward
+
+    # More than torch compiles of one function, and with a pooling layer of other numbers each time.
+    for batch in range(1, 11):
+        module = TorchNetwork(models.lenet5()).eval()
+        with torch.inference_mode():
+            assert compiled(module, backend)(torch.zeros(batch, 1, 28, 28)).shape[0] == batch
+    assert len(seen) == 10
+    assert not any(seen), "a batch size is a symbol"
+
+
+def test_a_recorded_call_runs_before_and_keeps_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from benchmarks.cuda import recorded
+
+    log: list[str] = []
+
+    class Graph:
+        def replay(self) -> None:
+            log.append("replay")
+
+    @contextmanager
+    def inside(name: str) -> Iterator[None]:
+        log.append(name)
+        yield
+        log.append("end")
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: inside("side"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: inside("graph"))
+    buffers = Graph()
+    lives = weakref.ref(buffers)
+    replay = recorded(lambda: log.append("run"), buffers)
+    del buffers
+    replay()
+    assert log == ["side", "run", "run", "run", "end", "graph", "run", "end", "replay"]
+    assert lives() is not None
+    del replay
+    gc.collect()
+    assert lives() is None
+
+
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A kit of modules for this machine's CPU, which the stand-in can run."""
@@ -62,38 +124,41 @@ def test_kit_goes_on_where_it_stopped(kit: Path) -> None:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """`torch.cuda` on the CPU: clocks for events, tensors stay where they are."""
+    """`torch.cuda` on the CPU: tensors stay where they are, and only calls take time."""
     import torch
+
+    clock = [1.0]
+
+    def spend(name: str) -> None:
+        clock[0] += CALL_MS[name]
 
     class Event:
         def __init__(self, enable_timing: bool) -> None:
             assert enable_timing
 
         def record(self) -> None:
-            self.time = time.perf_counter()
+            self.time = clock[0]
 
         def synchronize(self) -> None:
             assert self.time
 
         def elapsed_time(self, other: Event) -> float:
-            return (other.time - self.time) * 1e3
+            return other.time - self.time
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "stand-in")
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
     monkeypatch.setattr("benchmarks.record.RESULTS", tmp_path)
     script = pytest.importorskip("benchmarks.cuda")
-    monkeypatch.setattr(script, "torch_peers", _peers)
+    peers = {name: lambda name=name: spend(name) for name in ("torch eager fp16", "torch.compile fp16")}
+    monkeypatch.setattr(script, "torch_peers", lambda network, batch: peers)
     monkeypatch.setattr(script, "limits", lambda: {"bytes_per_second": 1e10, "operations_per_second": 1e11})
-    monkeypatch.setattr("lpsn_tvm.load", _load)
+    names = {f"{case.stem}.lpsn": case.variant.name for case in CASES}
+    monkeypatch.setattr("lpsn_tvm.load", lambda path: _load(path, lambda: spend(names[path.name])))
     return script
 
 
-def _peers(network: str, batch: int) -> dict[str, Any]:
-    return {name: lambda: time.sleep(2e-4) for name in ("torch eager fp16", "torch.compile fp16")}
-
-
-def _load(path: Path) -> Any:
+def _load(path: Path, on_call: Callable[[], None]) -> Any:
     """A module that gives tensors for tensors."""
     import torch
 
@@ -102,6 +167,7 @@ def _load(path: Path) -> Any:
     module = load(path)
 
     def call(x: Any) -> Any:
+        on_call()
         return torch.from_numpy(module(x.numpy())) if isinstance(x, torch.Tensor) else module(x)
 
     class Module:
@@ -122,12 +188,12 @@ def test_measuring_keeps_medians_and_ratios(
     stand_in.run(kit, cuda_kit.load(kit), options())
     kept = json.loads((tmp_path / "cuda.json").read_text())["results"]
     rows = kept["lenet5, batch 2"]
-    assert set(rows) == {"W8A8", "W8A8, 50 % removed", "torch eager fp16", "torch.compile fp16"}
+    assert {name: row["median_ms"] for name, row in rows.items()} == pytest.approx(CALL_MS)
     for name in ("W8A8", "W8A8, 50 % removed"):
         # 10 MB at 10 GB/s and 0.1 GOP at 100 GOP/s: one millisecond, of two.
         assert rows[name]["kernels"][0]["roofline_share"] == pytest.approx(0.5)
-        ratio = rows["torch.compile fp16"]["median_ms"] / rows[name]["median_ms"]
-        assert rows[name]["times_faster_than torch.compile fp16"] == pytest.approx(ratio, rel=0.8)
+        ratio = CALL_MS["torch.compile fp16"] / CALL_MS[name]
+        assert rows[name]["times_faster_than torch.compile fp16"] == pytest.approx(ratio)
     assert "exact" in capsys.readouterr().out
 
 

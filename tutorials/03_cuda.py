@@ -77,8 +77,8 @@ for name, compressed in modules.items():
 
 # %% [markdown]
 # ## 4. Deploy
-# One file. The machine that runs it needs this package, numpy and NVIDIA's driver (for CUDA 12 or later): no nvcc, no
-# torch, no TVM. Loading and looking into it needs no driver either.
+# One file. The machine that runs it needs this package, numpy and NVIDIA's driver, of the nvcc's CUDA major version or
+# later (525 for CUDA 12, 580 for CUDA 13): no nvcc, no torch, no TVM. Loading and looking into it needs no driver.
 
 # %%
 path = OUT / "fashion_cuda.lpsn"

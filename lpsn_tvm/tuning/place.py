@@ -9,7 +9,7 @@ from typing import Protocol
 
 from lpsn_tvm.tuning.workers import Call, Outcome, Settings, WorkerPool
 
-EXECUTE = "lpsn_tvm.tuning.timing:execute"
+EXECUTE, PREPARE = "lpsn_tvm.tuning.timing:execute", "lpsn_tvm.tuning.timing:prepare"
 
 
 class Place(Protocol):
@@ -40,7 +40,10 @@ class LocalPlace:
         self.kind, self._execute = kind, execute
         allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         cores = tuple(allowed[-threads:]) if kind == "llvm" else ()
-        self._pool = WorkerPool(1, Settings(threads=threads, cores=cores, is_fresh_after_error=kind == "cuda"))
+        # The first candidate's time does not count that of imports.
+        prepare = Call(PREPARE, {"kind": kind})
+        settings = Settings(prepare=prepare, threads=threads, cores=cores, is_fresh_after_error=kind == "cuda")
+        self._pool = WorkerPool(1, settings)
 
     def submit(self, command: str, paths: Sequence[str], rounds: int, timeout: float) -> Future[Outcome]:
         """Start a command on candidate files."""

@@ -65,6 +65,17 @@ class Subject(Protocol):
         ...
 
 
+def prepare(kind: str) -> None:
+    """Import what timing needs, before anybody waits for an answer."""
+    if kind == "cuda":
+        import lpsn_tvm.tuning.cuda_timing
+    else:
+        import lpsn_tvm.tuning.llvm_timing  # noqa: F401
+        from lpsn_tvm.runtime import load_ffi
+
+        load_ffi()
+
+
 def execute(command: str, kind: str, files: Sequence[str] = (), rounds: int = 1) -> Any:
     """What is asked of the machine with the device: the one entry point, here and through RPC.
 

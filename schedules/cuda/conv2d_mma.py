@@ -10,6 +10,7 @@ from typing import Any
 
 from lpsn_tvm.schedules.cuda.conv_template import ConvLayer
 from lpsn_tvm.schedules.cuda.dense_dp4a import MOST_ROWS, few_rows
+from lpsn_tvm.schedules.cuda.epilogue import has_table
 from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Tile, reduction
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
 from lpsn_tvm.schedules.cuda.narrow_inputs import rearrange
@@ -69,6 +70,7 @@ def conv2d(
         reduce_blocks=blocks,
         group=group,
         has_residual=len(inputs) == 2,
+        has_table=has_table(attrs),
         weight_bits=8 if shift is None else 4,
         in_bits=input_bits(data, attrs, isa),
         tile=Tile(64, 32, 2, 1),

@@ -11,6 +11,7 @@ import numpy as np
 
 from lpsn_tvm.schedules.cuda.conv2d_mma import is_supported
 from lpsn_tvm.schedules.cuda.conv_template import ConvLayer
+from lpsn_tvm.schedules.cuda.epilogue import has_table
 from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Interleave, Tile
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
 from lpsn_tvm.schedules.cuda.narrow_inputs import rearrange
@@ -63,6 +64,7 @@ def conv2d_transpose(
         reduce_blocks=data.blocks,
         group=None,
         has_residual=False,
+        has_table=has_table(attrs),
         weight_bits=8 if shift is None else 4,
         in_bits=input_bits(data, attrs, isa),
         tile=Tile(64, 32, 2, 1),

@@ -1,7 +1,8 @@
 """The tensor-core kernel that integer convolution and dense layers share: an implicit matrix product with a pipeline
 through shared memory, as one thread block runs it. Its launches are in `conv_launches`.
 
-Layout of a stage in shared memory: k-steps x pixels x 32 bytes, then output blocks x k-steps x fragments. The two
+Layout of a stage in shared memory: k-steps x pixels x 32 bytes, then output blocks x k-steps x fragments; the table of
+an epilogue lies behind all stages and arrives with the first one, long before it is read. The two
 16-byte halves of a pixel change places every four pixels, so that the eight addresses of one ldmatrix phase touch all
 32 banks once, as do copies in order; fragments are read in the order of the lanes.
 
@@ -70,6 +71,10 @@ class BlockProgram:
             g, self.data, self.weight, self.padding, memory, self.row_tile, self.column_tile, self.split, self.thread
         )
         self.copies.locate()
+        if g.stages_table:
+            self.epilogue = self.epilogue.with_shared_table(
+                memory, self.g.table_at, self.thread, is_asynchronous=self.isa.has_cp_async
+            )
         self._begin()
         if self.isa.has_cp_async:
             self._pipeline()

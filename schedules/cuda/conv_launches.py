@@ -9,7 +9,7 @@ from typing import Any
 from lpsn_tvm.schedules.cuda import intrinsics
 from lpsn_tvm.schedules.cuda.conv_core import BlockProgram
 from lpsn_tvm.schedules.cuda.epilogue import CHANNELS, Epilogue
-from lpsn_tvm.schedules.cuda.geometry import KSTEP, ConvGeometry
+from lpsn_tvm.schedules.cuda.geometry import KSTEP, TABLE, ConvGeometry
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
 from lpsn_tvm.schedules.cuda.tir import (
     call,
@@ -26,8 +26,8 @@ REDUCE_THREADS = 128
 
 
 def convolution(geometry: ConvGeometry, isa: CudaIsa) -> Any:
-    """The PrimFunc (data, [residual], weight, bias, scale, floats, integers, padding, out); constants as `weights`
-    makes them.
+    """The PrimFunc (data, [residual], weight, bias, scale, floats, integers, padding, [table], out); constants as
+    `weights` makes them.
     """
     g = geometry
     arguments: list[tuple[str, tuple[int, ...], str]] = [("data", g.in_shape, g.in_dtype)]
@@ -40,17 +40,20 @@ def convolution(geometry: ConvGeometry, isa: CudaIsa) -> Any:
         ("floats", (4,), "float32"),
         ("integers", (4,), "int32"),
         ("padding", (KSTEP,), g.in_dtype),
+        *([("table", (TABLE,), "uint8")] if g.has_table else []),
         ("out", g.written_shape, g.out_dtype),
     ]
     parts = [("workspace", (g.tile.splits, *g.out_shape), "int32")] if g.tile.splits > 1 else []
 
     def body(data: Any, *rest: Any) -> None:
         residual = rest[0] if g.has_residual else None
-        weight, bias, scale, floats, integers, padding, out, *parts = rest[1:] if g.has_residual else rest
+        weight, bias, scale, floats, integers, padding, *last = rest[1:] if g.has_residual else rest
+        table = last.pop(0) if g.has_table else None
+        out, *parts = last
         is_unpacked = g.weight_bits == 4 and not g.multiplies_nibbles
         epilogue = Epilogue(
             bias, scale, floats, integers, residual, out, g.out_dtype, is_unpacked, g.multiplies_nibbles,
-            g.clamps_residual, plain=g.plain,
+            g.clamps_residual, table=table, plain=g.plain,
         )  # fmt: skip
         workspace = parts[0] if parts else None
         with launch((g.row_tiles * g.column_tiles, g.tile.splits), g.tile.threads) as (blocks, thread):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm.schedules.cuda.conv_launches import convolution
-from lpsn_tvm.schedules.cuda.epilogue import is_small_residual
-from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Tile, reduction
+from lpsn_tvm.schedules.cuda.epilogue import is_small_residual, tables
+from lpsn_tvm.schedules.cuda.geometry import TABLE, ConvGeometry, Tile, reduction
 from lpsn_tvm.schedules.cuda.isa import BLOCK, WARP, CudaIsa
 from lpsn_tvm.schedules.cuda.tiles import (
     KSTEPS,
@@ -85,6 +85,7 @@ class ConvLayer:
             per_channel(self.constants["bias"], "int32", weight.shape[0], geometry.packed_blocks),
             per_channel(self.constants["scale"], "float32", weight.shape[0], geometry.packed_blocks),
             *parameters(self.attrs, self.data.dtype, self.shift),
+            *tables(self.attrs),
         )
         wanted = (self.data, self.out) if geometry.has_residual else (self.data,)
         key = (self.name, self.isa, geometry)
@@ -179,9 +180,12 @@ def remake(workload: Mapping[str, Any]) -> Template:
         "bias": generator.integers(-1000, 1000, shape[0]).astype(np.int32),
         "scale": (generator.uniform(0.3, 1.0, shape[0]) / (limit * steps)).astype(np.float32),
     }
-    attrs = {"out_zero_point": 128 if geometry.out_dtype == "uint8" else 0, "residual_multiplier": 0.5}
+    attrs: dict[str, Any] = {"out_zero_point": 128 if geometry.out_dtype == "uint8" else 0, "residual_multiplier": 0.5}
     if geometry.out_dtype == "int8":
         attrs |= {"qmin": -128, "qmax": 127}
+    if geometry.has_table:
+        low = int(attrs.get("qmin", 0))
+        attrs |= {"out_dtype": geometry.out_dtype, "table": tuple(range(low, low + TABLE))}
     layer = ConvLayer(
         str(workload["kernel"]),
         geometry,

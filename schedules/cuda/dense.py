@@ -10,6 +10,7 @@ import numpy as np
 from lpsn_tvm.schedules.cuda.conv2d_mma import is_supported
 from lpsn_tvm.schedules.cuda.conv_template import ConvLayer
 from lpsn_tvm.schedules.cuda.dense_dp4a import MOST_ROWS, few_rows
+from lpsn_tvm.schedules.cuda.epilogue import has_table
 from lpsn_tvm.schedules.cuda.geometry import ConvGeometry, Tile
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
 from lpsn_tvm.schedules.cuda.plain_output import plain_output
@@ -52,6 +53,7 @@ def dense(
         reduce_blocks=data.blocks,
         group=None,
         has_residual=len(inputs) == 2,
+        has_table=has_table(attrs),
         weight_bits=8 if shift is None else 4,
         in_bits=input_bits(data, attrs, isa),
         tile=Tile(16, 32, 1, 1),

@@ -14,7 +14,8 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from lpsn_tvm.schedules.cuda import intrinsics
-from lpsn_tvm.schedules.cuda.epilogue import CHANNELS, Epilogue
+from lpsn_tvm.schedules.cuda.epilogue import CHANNELS, Epilogue, has_table, tables
+from lpsn_tvm.schedules.cuda.geometry import TABLE
 from lpsn_tvm.schedules.cuda.isa import BLOCK, WARP, CudaIsa
 from lpsn_tvm.schedules.cuda.plain_output import PlainOutput, plain_output
 from lpsn_tvm.schedules.cuda.tir import barrier, call, launch, pointer, prim_func, registers, shared, store, when
@@ -40,12 +41,18 @@ class RowsGeometry:
     out_dtype: str
     has_residual: bool
     weight_bits: int
-    plain: PlainOutput | None
+    has_table: bool = False
+    plain: PlainOutput | None = None
 
     @property
     def steps(self) -> int:
         """Pieces of `STEP` bytes in a row."""
         return self.in_blocks * BLOCK // STEP
+
+    @property
+    def sum_bytes(self) -> int:
+        """Sums of a block in shared memory."""
+        return self.rows * CHANNELS * 4
 
     @property
     def step_bytes(self) -> int:
@@ -78,6 +85,7 @@ def few_rows(
         out_dtype=out.dtype,
         has_residual=has_residual,
         weight_bits=8 if shift is None else 4,
+        has_table=has_table(attrs),
         plain=plain,
     )
     packed = (
@@ -85,6 +93,7 @@ def few_rows(
         per_channel(constants["bias"], "int32", weight.shape[0], out.blocks),
         per_channel(constants["scale"], "float32", weight.shape[0], out.blocks),
         *parameters(attrs, data.dtype, shift or 0)[:2],
+        *tables(attrs),
     )
     wanted = (data, out) if has_residual else (data,)
     out = out if plain is None else plain.spec
@@ -106,7 +115,7 @@ def pack_rows(weight: Array, geometry: RowsGeometry) -> Array:
 
 
 def rows_function(geometry: RowsGeometry) -> Any:
-    """The PrimFunc (data, [residual], weight, bias, scale, floats, integers, out)."""
+    """The PrimFunc (data, [residual], weight, bias, scale, floats, integers, [table], out)."""
     g = geometry
     channels = g.out_blocks * BLOCK
     arguments: list[tuple[str, tuple[int, ...], str]] = [("data", g.in_shape, g.in_dtype)]
@@ -118,21 +127,26 @@ def rows_function(geometry: RowsGeometry) -> Any:
         ("scale", (g.out_blocks, BLOCK), "float32"),
         ("floats", (4,), "float32"),
         ("integers", (4,), "int32"),
+        *([("table", (TABLE,), "uint8")] if g.has_table else []),
         ("out", g.out_shape, g.out_dtype),
     ]
 
     def body(data: Any, *rest: Any) -> None:
         residual = rest[0] if g.has_residual else None
-        weight, bias, scale, floats, integers, out = rest[1:] if g.has_residual else rest
-        is_unpacked = g.weight_bits == 4
-        epilogue = Epilogue(bias, scale, floats, integers, residual, out, g.out_dtype, is_unpacked, plain=g.plain)
+        weight, bias, scale, floats, integers, *table, out = rest[1:] if g.has_residual else rest
+        epilogue = Epilogue(
+            bias, scale, floats, integers, residual, out, g.out_dtype, g.weight_bits == 4,
+            table=table[0] if table else None, plain=g.plain,
+        )  # fmt: skip
         with launch((channels // CHANNELS,), CHANNELS * WARP) as ((block,), thread):
+            memory = shared(g.sum_bytes + TABLE) if g.has_table else None
+            last = epilogue.with_shared_table(memory, g.sum_bytes, thread)
             totals = registers(g.rows)
             for row in range(g.rows):
                 store(totals, row, 0)
             warp, lane = T.truncdiv(thread, WARP), T.truncmod(thread, WARP)
             _add_products(g, totals, data, weight, block * CHANNELS + warp, lane)
-            memory = shared(g.rows * CHANNELS * 4)
+            memory = shared(g.sum_bytes) if memory is None else memory
             for row in range(g.rows):
                 store(totals, row, call(intrinsics.WARP_SUM, totals[row], returns="int32"))
                 with when(lane == 0):
@@ -142,8 +156,8 @@ def rows_function(geometry: RowsGeometry) -> Any:
                 sums = registers(CHANNELS)
                 for i in range(0, CHANNELS, 4):
                     call(intrinsics.copy(16), pointer(sums, i), pointer(memory, thread * (CHANNELS * 4) + i * 4))
-                epilogue.load(block * CHANNELS)
-                epilogue.finish([sums[i] for i in range(CHANNELS)], thread * channels + block * CHANNELS)
+                last.load(block * CHANNELS)
+                last.finish([sums[i] for i in range(CHANNELS)], thread * channels + block * CHANNELS)
 
     return prim_func(arguments, body)
 

@@ -24,8 +24,8 @@ from lpsn_tvm.schedules.cuda.depthwise_plan import (
     features,
     registers_of,
 )
-from lpsn_tvm.schedules.cuda.epilogue import saturation_of
-from lpsn_tvm.schedules.cuda.geometry import Interleave
+from lpsn_tvm.schedules.cuda.epilogue import has_table, saturation_of, tables
+from lpsn_tvm.schedules.cuda.geometry import TABLE, Interleave
 from lpsn_tvm.schedules.cuda.isa import BLOCK, CudaIsa
 from lpsn_tvm.schedules.cuda.weights import parameters
 from lpsn_tvm.schedules.cuda.window_sums import convolution_window, transposed_window
@@ -73,6 +73,7 @@ def depthwise(
         tile=DepthwiseTile(1, 1),
         group=group,
         saturation=saturation_of(constants, attrs, out.dtype, isa),
+        has_table=has_table(attrs),
     )
     made = make_template(geometry, isa, constants, attrs, (data, out))
     return made.make(asdict(tile)) if tile else made.kernel()
@@ -134,6 +135,7 @@ def depthwise_transpose(
         group=group,
         interleave=Interleave((sy, sx), crop, window.size),
         saturation=saturation_of(phased, attrs, out.dtype, isa),
+        has_table=has_table(attrs),
     )
     made = make_template(geometry, isa, phased, attrs, (data, out))
     return made.make(asdict(tile)) if tile else made.kernel()
@@ -191,7 +193,9 @@ def remake(workload: Mapping[str, Any]) -> Template:
     }
     data = TensorSpec((g.batch, channels, *g.in_size), g.in_dtype, g.block)
     out = TensorSpec((g.batch, channels, *g.out_shape[2:4]), g.out_dtype, g.block)
-    return make_template(geometry, CudaIsa(**workload["isa"]), constants, {}, (data, out))
+    low = -TABLE // 2 if g.out_dtype == "int8" else 0
+    last = {"qmin": low, "out_dtype": g.out_dtype, "table": tuple(range(low, low + TABLE))} if g.has_table else {}
+    return make_template(geometry, CudaIsa(**workload["isa"]), constants, last, (data, out))
 
 
 def make_kernel(
@@ -212,6 +216,7 @@ def make_kernel(
         floats,
         integers,
         np.full(geometry.padding_shape, padding[0], data.dtype),
+        *tables(attrs),
     )
     wanted = (data, out) if geometry.has_residual else (data,)
     return Kernel(lambda: convolution(geometry), packed, out, ("depthwise", geometry), wanted)

@@ -17,6 +17,7 @@ from tvm.script.ir_builder import tirx as T
 from lpsn_tvm.schedules.cuda import intrinsics
 from lpsn_tvm.schedules.cuda.depthwise_plan import CHANNELS, HALVES, WORD, DepthwiseGeometry, Use
 from lpsn_tvm.schedules.cuda.epilogue import Epilogue
+from lpsn_tvm.schedules.cuda.geometry import TABLE
 from lpsn_tvm.schedules.cuda.tir import call, launch, pointer, prim_func, registers, rolled, store, unravel, when
 
 Words = Callable[[Use, int, int], Any]
@@ -26,7 +27,7 @@ WORDS = {2: 2, 3: 4, 4: 4}
 
 
 def convolution(geometry: DepthwiseGeometry) -> Any:
-    """The PrimFunc (data, [residual], weight, bias, scale, floats, integers, padding, out)."""
+    """The PrimFunc (data, [residual], weight, bias, scale, floats, integers, padding, [table], out)."""
     g = geometry
     arguments: list[tuple[str, tuple[int, ...], str]] = [("data", g.in_shape, g.in_dtype)]
     if g.has_residual:
@@ -38,13 +39,17 @@ def convolution(geometry: DepthwiseGeometry) -> Any:
         ("floats", (4,), "float32"),
         ("integers", (4,), "int32"),
         ("padding", g.padding_shape, g.in_dtype),
+        *([("table", (TABLE,), "uint8")] if g.has_table else []),
         ("out", g.out_shape, g.out_dtype),
     ]
 
     def body(data: Any, *rest: Any) -> None:
         residual = rest[0] if g.has_residual else None
-        weight, bias, scale, floats, integers, padding, out = rest[1:] if g.has_residual else rest
-        epilogue = Epilogue(bias, scale, floats, integers, residual, out, g.out_dtype, False, saturation=g.saturation)
+        weight, bias, scale, floats, integers, padding, *table, out = rest[1:] if g.has_residual else rest
+        epilogue = Epilogue(
+            bias, scale, floats, integers, residual, out, g.out_dtype, False,
+            saturation=g.saturation, table=table[0] if table else None,
+        )  # fmt: skip
         z, y, x = g.grid
         with launch((z * y * x,), g.threads) as ((block,), thread):
             tile_z, tile_y, tile_x = unravel(block, z, y, x)

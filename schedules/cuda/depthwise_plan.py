@@ -160,6 +160,8 @@ class DepthwiseGeometry:
         scale of its own.
     saturation : str
         As `Epilogue.saturation`.
+    has_table : bool
+        A table stands for the integers of the output.
     """
 
     batch: int
@@ -178,6 +180,7 @@ class DepthwiseGeometry:
     group: int = 1
     interleave: Interleave | None = None
     saturation: str = ""
+    has_table: bool = False
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -286,7 +289,7 @@ def instructions(g: DepthwiseGeometry) -> int:
     weights = len(plan.factors) * HALVES * g.kernel[1]
     # An output that may not exist is asked whether it does.
     is_ragged = g.out_size[0] % g.tile.rows or g.out_size[1] % g.tile.columns
-    finish = {"": 6, "full": 4.5, "zero": 3.5}[g.saturation]
+    finish = {"": 6, "full": 4.5, "zero": 3.5}[g.saturation] + (3 if g.has_table else 0)
     outputs_and_checks = outputs * int(CHANNELS * finish + (12 if is_ragged or g.interleave else 6))
     per_phase = products + weights + outputs_and_checks
     return loads + plan.permutes * HALVES * len(g.columns) + g.phases * per_phase + 60

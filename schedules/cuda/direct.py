@@ -7,11 +7,12 @@ transposed convolutions with dilation, or in groups other than 1, 2 or 4 channel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from lpsn_tvm.schedules.cuda.epilogue import stored_tables
 from lpsn_tvm.schedules.cuda.isa import BLOCK
 from lpsn_tvm.schedules.cuda.threads import LANES, element_kernel, reduction
 from lpsn_tvm.schedules.cuda.window_sums import (
@@ -40,7 +41,7 @@ def _blocked(data: TensorSpec) -> TensorSpec:
 
 
 def _constants(weight: Array, constants: Constants, attrs: Attrs, out: TensorSpec) -> list[Array]:
-    """Weight [..., O], bias, scale, all widened to whole blocks, and the numbers of the epilogue."""
+    """Weight [..., O], bias, scale, all widened to whole blocks, the numbers of the epilogue, and its table if any."""
     width, channels = out.blocks * out.block, out.shape[1]
     scale = np.broadcast_to(np.asarray(constants["scale"], np.float32).reshape(-1), (channels,))
     numbers = parameters(
@@ -54,16 +55,20 @@ def _constants(weight: Array, constants: Constants, attrs: Attrs, out: TensorSpe
         _padded(constants["bias"].reshape(-1), width, "int32"),
         _padded(scale, width, "float32"),
         numbers,
+        *stored_tables(attrs),
     ]
 
 
-def _finished(total: Any, scale: Any, p: Any, dtype: str, residual: Any = None) -> Any:
-    """`quant._finish`: scale, residual, clamp, round."""
+def _finished(total: Any, scale: Any, last: tuple[Any, ...], dtype: str, residual: Any = None) -> Any:
+    """`quant._finish`: scale, residual, clamp, round; then the table. `last` is what `_constants` ends in."""
+    p, *table = last
     value = total.astype("float32") * scale
     if dtype == "float32":
         return value
     if residual is not None:
         value = bounded(value) + bounded(scaled(residual, p[4], p[5]))
+    if table:
+        return table[0][to_integer(value, p[1], p[2], p[3], "int32") & 255]
     return to_integer(value, p[1], p[2], p[3], dtype)
 
 
@@ -84,8 +89,8 @@ def depthwise(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> K
 
     def define(*arguments: Any) -> Any:
         x, residual = arguments[0], arguments[1] if len(inputs) > 1 else None
-        w, bias, scale, p = arguments[-4:]
-        return _convolved(x, residual, (bias, scale, p), window, out, lambda c, _, r, s: (c, w[r, s, c]), 1)
+        w, *last = arguments[len(inputs) :]
+        return _convolved(x, residual, last, window, out, lambda c, _, r, s: (c, w[r, s, c]), 1)
 
     read = (data, *(spec.with_block(out.block) for spec in inputs[1:]))
     pixels = _pixels(out) if data.shape[1] > 1 else 1
@@ -112,13 +117,13 @@ def conv2d(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kern
         from tvm import tirx
 
         x, residual = arguments[0], arguments[1] if len(inputs) > 1 else None
-        w, bias, scale, p = arguments[-4:]
+        w, *last = arguments[len(inputs) :]
 
         def product(c: Any, k: Any, r: Any, s: Any) -> tuple[Any, Any]:
             group = tirx.min(tirx.floordiv(c, per_group), groups - 1) if groups > 1 else 0
             return group * depth + k, w[k, r, s, c]
 
-        return _convolved(x, residual, (bias, scale, p), window, out, product, depth)
+        return _convolved(x, residual, last, window, out, product, depth)
 
     read = (data, *(spec.with_block(BLOCK) for spec in inputs[1:]))
     # One input pixel for all lanes: TVM's code generator cannot spread a byte over a vector.
@@ -129,20 +134,22 @@ def conv2d(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kern
 def _convolved(
     x: View,
     residual: View | None,
-    last: tuple[Any, Any, Any],
+    last: Sequence[Any],
     window: Window,
     out: TensorSpec,
     product: Callable[..., tuple[Any, Any]],
     depth: int,
 ) -> Any:
-    """Sum over `depth` input channels and the window, then the epilogue; see `convolution_term`."""
-    bias, scale, p = last
+    """Sum over `depth` input channels and the window, then the epilogue (`last` is what `_constants` has behind the
+    weight); see `convolution_term`.
+    """
+    bias, scale, *p = last
 
     def finish(total: Any, *index: Any) -> Any:
         other = None if residual is None else residual(*index)
-        return _finished(total + bias[index[1]], scale[index[1]], p, out.dtype, other)
+        return _finished(total + bias[index[1]], scale[index[1]], (*p,), out.dtype, other)
 
-    term = convolution_term(x, window, depth, product, p[0].astype("int32"), "int32")
+    term = convolution_term(x, window, depth, product, p[0][0].astype("int32"), "int32")
     return reduction(out, "int32", term, finish)
 
 
@@ -160,9 +167,9 @@ def conv2d_transpose(inputs: Inputs, constants: Constants, attrs: Attrs, isa: An
     extra = _constants(split.reshape(*split.shape[:3], -1), constants, attrs, out)
     shape = (groups, per_group, depth)
 
-    def define(x: View, w: Any, bias: Any, scale: Any, p: Any) -> Any:
+    def define(x: View, w: Any, bias: Any, scale: Any, p: Any, *table: Any) -> Any:
         def finish(total: Any, n: Any, c: Any, y: Any, z: Any) -> Any:
-            return _finished(total + bias[c], scale[c], p, out.dtype)
+            return _finished(total + bias[c], scale[c], (p, *table), out.dtype)
 
         return reduction(out, "int32", transposed_term(x, w, window, shape, p[0].astype("int32"), "int32"), finish)
 
@@ -185,7 +192,7 @@ def dense(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kerne
         from tvm import te
 
         x, residual = arguments[0], arguments[1] if len(inputs) > 1 else None
-        w, bias, scale, p = arguments[-4:]
+        w, bias, scale, *last = arguments[len(inputs) :]
         inner = te.reduce_axis((0, weight.shape[0]), "k")
 
         def term(n: Any, m: Any) -> Any:
@@ -193,7 +200,7 @@ def dense(inputs: Inputs, constants: Constants, attrs: Attrs, isa: Any) -> Kerne
 
         def finish(total: Any, *index: Any) -> Any:
             other = None if residual is None else residual(*index)
-            return _finished(total + bias[index[1]], scale[index[1]], p, out.dtype, other)
+            return _finished(total + bias[index[1]], scale[index[1]], (*last,), out.dtype, other)
 
         return reduction(out, "int32", term, finish)
 

@@ -1,21 +1,23 @@
-"""From int32 sums to the output of a weighted layer: bias, float32 scale, residual, clamp, rounding (`quant._finish`),
-eight neighbouring channels at a time.
+"""From int32 sums to the output of a weighted layer: bias, float32 scale, residual, clamp, rounding (`quant._finish`)
+and a table (`quant._looked_up`), eight neighbouring channels at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from lpsn_tvm.schedules.cuda import intrinsics
+from lpsn_tvm.schedules.cuda.geometry import TABLE
 from lpsn_tvm.schedules.cuda.isa import CudaIsa
 from lpsn_tvm.schedules.cuda.plain_output import PlainOutput, PlainStores
-from lpsn_tvm.schedules.cuda.tir import call, pointer, registers, store
-from lpsn_tvm.schedules.kernel import Array
+from lpsn_tvm.schedules.cuda.tir import call, pointer, registers, store, when
+from lpsn_tvm.schedules.kernel import Array, TensorSpec
+from lpsn_tvm.schedules.lookup import byte_table
 
 CHANNELS = 8
 """Channels that a thread finishes at once: 8 bytes of output."""
@@ -41,6 +43,8 @@ class Epilogue:
         Whether residuals may reach 2**20 in units of the output (see `is_small_residual`).
     saturation : str
         "" where outputs are clamped; what `saturation_of` says otherwise.
+    table, table_at : Buffer or None, int
+        What stands for the integers, as `tables` makes it, and where it begins in the buffer.
     plain : PlainOutput or None
         Where float32 outputs go that are not written in blocks.
     """
@@ -56,7 +60,23 @@ class Epilogue:
     is_shifted: bool = False
     clamps_residual: bool = True
     saturation: str = ""
+    table: Any = None
+    table_at: int = 0
     plain: PlainOutput | None = None
+
+    def with_shared_table(self, memory: Any, at: int, thread: Any, *, is_asynchronous: bool = False) -> Epilogue:
+        """Begin to copy the table to the block's shared memory, and read it there: behind a barrier, and if
+        asynchronous behind a wait for the group of copies that is open now.
+        """
+        if self.table is None:
+            return self
+        with when(thread < TABLE // 16):
+            to, source = pointer(memory, at + thread * 16), pointer(self.table, thread * 16)
+            if is_asynchronous:
+                call(intrinsics.copy_async(16), to, source, source, T.bool(True))
+            else:
+                call(intrinsics.copy(16), to, source)
+        return replace(self, table=memory, table_at=at)
 
     def load(self, channel: Any, pixels: int = 1) -> None:
         """Read bias and scale of `CHANNELS` channels into registers, and the numbers of the layer: what follows a
@@ -124,8 +144,38 @@ class Epilogue:
         for i, value in enumerate(values):
             result = call(intrinsics.ROUNDED, value, self.float_values[0], self.float_values[1], returns="int32")
             store(self.results, i, result)
+        if self.table is not None:
+            table = pointer(self.table, self.table_at)
+            call(intrinsics.STORE_LOOKED_UP, pointer(self.out, at), pointer(self.results), table)
+            return
         store_bytes = intrinsics.store_bytes(self.out_dtype == "int8")
         call(store_bytes, pointer(self.out, at), pointer(self.results), self.integer_values[0])
+
+
+def has_table(attrs: Mapping[str, Any]) -> bool:
+    """Whether a weighted layer ends in a table."""
+    return attrs.get("table") is not None
+
+
+def tables(attrs: Mapping[str, Any]) -> tuple[Array, ...]:
+    """The table of a layer, if it has one: uint8[256], the output's bytes by the low byte of `q - out_zero_point`,
+    which is what `ROUNDED` leaves.
+    """
+    return tuple(
+        np.ascontiguousarray(np.roll(table, -int(attrs.get("out_zero_point", 0))).view(np.uint8))
+        for table in stored_tables(attrs)
+    )
+
+
+def stored_tables(attrs: Mapping[str, Any]) -> tuple[Array, ...]:
+    """The table of a layer, if it has one: uint8 or int8[256], the output by the byte of q."""
+    if not has_table(attrs):
+        return ()
+    qmin = int(attrs.get("qmin", 0))
+    given = np.asarray(attrs["table"], str(attrs.get("out_dtype", "uint8")))
+    made = byte_table(TensorSpec((1,), "int8" if qmin < 0 else "uint8"), {"table": given}, {"qmin": qmin})
+    assert made is not None
+    return (made,)
 
 
 def is_small_residual(attrs: Mapping[str, Any]) -> bool:
@@ -136,11 +186,12 @@ def is_small_residual(attrs: Mapping[str, Any]) -> bool:
 def saturation_of(constants: Mapping[str, Array], attrs: Mapping[str, Any], out_dtype: str, isa: CudaIsa) -> str:
     """How outputs may be made bytes: "full" where the clamp is the range of the type, so that packing with saturation
     is all that it takes, "zero" where the zero point is 0 besides, "" where outputs must be clamped (or where packing
-    does not saturate, before sm_72; or where a sum could reach 2**21 in units of the output).
+    does not saturate, before sm_72; or where a sum could reach 2**21 in units of the output; or where a table is read
+    with what is clamped).
 
     `constants` hold the weight as [O, ...], bias and scale.
     """
-    if out_dtype == "float32" or isa.number < 72:
+    if out_dtype == "float32" or isa.number < 72 or has_table(attrs):
         return ""
     info = np.iinfo(out_dtype)
     if (attrs.get("qmin", 0), attrs.get("qmax", 255)) != (info.min, info.max):

@@ -15,6 +15,8 @@ from lpsn_tvm.schedules.cuda.plain_output import PlainOutput
 
 KSTEP = 32
 """Bytes of the inner dimension that one tensor-core instruction takes."""
+TABLE = 256
+"""Bytes of a table."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ class ConvGeometry:
         4 where no input is above 15 and the GPU has 4-bit matrix instructions, else 8; containers are bytes.
     clamps_residual : bool
         Residuals may be so large that both products are clamped before they are added.
+    has_table : bool
+        A table stands for the integers of the output.
     in_fold : int
         Neighbouring columns of the input that count as one of `in_block` channels (see `narrow_inputs`).
     plain : PlainOutput or None
@@ -181,6 +185,7 @@ class ConvGeometry:
     in_fold: int = 1
     clamps_residual: bool = False
     uses_dots: bool = False
+    has_table: bool = False
     plain: PlainOutput | None = None
 
     @property
@@ -271,9 +276,19 @@ class ConvGeometry:
 
     @property
     def memory_bytes(self) -> int:
-        """Shared memory of a block: the stages, and after them in the same place the sums of slices."""
+        """Shared memory of a block: the stages, and after them in the same place the sums of slices; then the table."""
+        return self.table_at + (TABLE if self.stages_table else 0)
+
+    @property
+    def table_at(self) -> int:
+        """Where the table lies in shared memory."""
         sums = self.tile.slices * self.tile.rows * self.tile.columns * 4 if self.tile.slices > 1 else 0
         return max(self.tile.stages * self.stage_bytes, sums)
+
+    @property
+    def stages_table(self) -> bool:
+        """Whether blocks keep the table in shared memory: those that write outputs and not parts of sums."""
+        return self.has_table and self.tile.splits == 1
 
     @property
     def in_shape(self) -> tuple[int, ...]:

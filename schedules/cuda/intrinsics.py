@@ -42,10 +42,12 @@ def mma_nibbles(is_k64: bool) -> Function:
 
 
 def _whole(name: str, kind: str) -> Function:
-    """One instruction of 16 rows."""
+    """One instruction of 16 rows. Volatile: where sums are only used under a condition the compiler may not move it
+    there, since all lanes have to execute it.
+    """
     return _function(
         f"void {name}(int* d, const int* a, const int* b)",
-        f'  asm("mma.sync.aligned.{kind}.s32 '
+        f'  asm volatile("mma.sync.aligned.{kind}.s32 '
         '{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"\n'
         '    : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])\n'
         '    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]),\n'
@@ -54,9 +56,9 @@ def _whole(name: str, kind: str) -> Function:
 
 
 def _quarters(name: str, kind: str) -> Function:
-    """Four instructions of 8 rows and half of the inner dimension."""
+    """Four instructions of 8 rows and half of the inner dimension; as `_whole`."""
     quarters = [
-        f'  asm("mma.sync.aligned.{kind}.s32 {{%0,%1}}, {{%2}}, {{%3}}, {{%4,%5}};"\n'
+        f'  asm volatile("mma.sync.aligned.{kind}.s32 {{%0,%1}}, {{%2}}, {{%3}}, {{%4,%5}};"\n'
         f'    : "=r"(d[{2 * m}]), "=r"(d[{2 * m + 1}])\n'
         f'    : "r"(a[{2 * k + m}]), "r"(b[{k}]), "r"(d[{2 * m}]), "r"(d[{2 * m + 1}]));'
         for k in range(2)
@@ -238,6 +240,21 @@ def store_saturated(is_signed: bool, has_zero_point: bool) -> Function:
         f"void lpsn_store_{x}_sat{'_zp' if has_zero_point else ''}(void* to, const int* values, int zero_point)",
         f"  unsigned int words[2];\n  const int* v;\n{''.join(lines)}  *(uint2*)to = make_uint2(words[0], words[1]);",
     )
+
+
+STORE_LOOKED_UP = _function(
+    "void lpsn_store_looked_up(void* to, const int* values, const void* table)",
+    "  const unsigned char* bytes = (const unsigned char*)table;\n"
+    "  unsigned int b[8];\n"
+    "#pragma unroll\n"
+    "  for (int i = 0; i < 8; ++i) b[i] = bytes[values[i] & 255];\n"
+    "#pragma unroll\n"
+    "  for (int i = 0; i < 8; i += 2) b[i] = __byte_perm(b[i], b[i + 1], 0x0040);\n"
+    "  *(uint2*)to = make_uint2(__byte_perm(b[0], b[2], 0x5410), __byte_perm(b[4], b[6], 0x5410));",
+)
+"""Eight integers, as `ROUNDED` makes them, as the bytes that stand for them in a table of 256: their low bytes are the
+integers' own (two's complement), as those of 1.5 * 2**23 are zero.
+"""
 
 
 def dot(dtype: str) -> Function:

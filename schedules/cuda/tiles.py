@@ -202,7 +202,7 @@ def _round(g: ConvGeometry, isa: CudaIsa, concurrent: int) -> float:
     """
     tile, warps = g.tile, g.tile.threads // WARP
     outputs = tile.rows * tile.columns
-    finish = outputs * (12 if g.has_residual else 7) / (4 * WARP)
+    finish = outputs * ((12 if g.has_residual else 7) + (3 if g.has_table else 0)) / (4 * WARP)
     added = tile.slices * outputs * 8 / 128 + 2 * BARRIER if tile.slices > 1 else 0.0
     idle = _idle(warps * concurrent)
     busy = _stage(g, isa, idle, idle)

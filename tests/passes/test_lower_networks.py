@@ -51,9 +51,9 @@ def test_network_lowers_and_exports(name: str, monkeypatch: pytest.MonkeyPatch) 
     feeds = {param.name: zoo.smooth_noise(graph.shape_of(param), 3)}
     monkeypatch.setattr(small_graphs, "random_feed", lambda *_: feeds)
     plan = simple_plan(mod)
-    start = time.perf_counter()
+    start = time.process_time()
     lowered = lower_to_integer(mod, plan)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     stayed = {graph.op_name(value) for _, value in graph.bindings(lowered) if graph.op_name(value).startswith("relax.")}
     assert stayed <= allowed
     assert check_regions(mod, plan, lowered, feeds) > 0

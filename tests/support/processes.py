@@ -14,14 +14,14 @@ def is_running(number: int) -> bool:
         return False
 
 
-def gone(numbers: list[int], seconds: float = 10.0) -> bool:
+def gone(numbers: list[int], seconds: float = 60.0) -> bool:
     end = time.monotonic() + seconds
     while any(map(is_running, numbers)) and time.monotonic() < end:
         time.sleep(0.05)
     return not any(map(is_running, numbers))
 
 
-def numbers_in(path: Path, seconds: float = 30.0) -> list[int]:
+def numbers_in(path: Path, seconds: float = 120.0) -> list[int]:
     end = time.monotonic() + seconds
     while not path.exists() and time.monotonic() < end:
         time.sleep(0.05)

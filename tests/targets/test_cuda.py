@@ -16,6 +16,7 @@ import lpsn_tvm
 from lpsn_tvm.errors import TargetError
 from lpsn_tvm.targets import cuda_driver, get_backend
 from lpsn_tvm.targets.cuda import isas_of
+from lpsn_tvm.targets.cuda_nvcc import toolkit_version
 from lpsn_tvm.targets.cuda_planning import Buffer, assign_offsets
 from lpsn_tvm.targets.cuda_program import ALIGNMENT, Packer
 
@@ -67,6 +68,8 @@ def test_a_module_for_two_architectures(tmp_path: Any) -> None:
     programs = loaded.details()["programs"]
     assert [(program["arch"], program["has_ptx"]) for program in programs] == [("sm_80", False), ("sm_90", True)]
     assert all(program["launches"] >= 3 and program["binary_bytes"] > 1000 for program in programs)
+    assert {program["toolkit"] for program in programs} == {toolkit_version(str(shutil.which("nvcc")))}
+    assert int(programs[0]["toolkit"].split(".")[0]) >= 12
     assert loaded.target == "cuda -arch=sm_80,sm_90"
 
 

@@ -14,7 +14,7 @@ from cuda_modules import SmallNetwork
 from fake_driver import FakeDriver
 
 from lpsn_tvm.errors import ArtifactError
-from lpsn_tvm.targets import cuda_driver
+from lpsn_tvm.targets import cuda_dlpack, cuda_driver
 from lpsn_tvm.targets.cuda_entry_points import OPTIONAL, SIGNATURES, KernelNode
 from lpsn_tvm.targets.cuda_errors import ADVICE, DriverError, is_dead
 
@@ -93,7 +93,7 @@ def test_numbers_and_layouts_are_those_of_the_header(tmp_path: Path, header: Pat
         "CU_STREAM_NON_BLOCKING": cuda_driver._NON_BLOCKING,
         "CU_EVENT_DISABLE_TIMING": cuda_driver._DISABLE_TIMING,
         "CU_STREAM_CAPTURE_MODE_RELAXED": cuda_driver._RELAXED,
-        "(uintptr_t)CU_STREAM_PER_THREAD": cuda_driver.STREAM_PER_THREAD,
+        "(uintptr_t)CU_STREAM_LEGACY": cuda_dlpack.DEFAULT_STREAM,
         "CUDA_ERROR_OUT_OF_MEMORY": cuda_driver.OUT_OF_MEMORY,
         "CUDA_ERROR_NOT_READY": cuda_driver.NOT_READY,
         "CUDA_ERROR_ILLEGAL_ADDRESS": 700,
@@ -102,8 +102,13 @@ def test_numbers_and_layouts_are_those_of_the_header(tmp_path: Path, header: Pat
         "CUDA_ERROR_STUB_LIBRARY": 34,
         "CUDA_ERROR_SYSTEM_NOT_READY": 802,
         "sizeof(CUDA_KERNEL_NODE_PARAMS)": ctypes.sizeof(KernelNode),
+        "offsetof(CUDA_KERNEL_NODE_PARAMS, func)": KernelNode.function.offset,
+        "offsetof(CUDA_KERNEL_NODE_PARAMS, gridDimX)": KernelNode.grid.offset,
+        "offsetof(CUDA_KERNEL_NODE_PARAMS, blockDimX)": KernelNode.block.offset,
         "offsetof(CUDA_KERNEL_NODE_PARAMS, sharedMemBytes)": KernelNode.shared_bytes.offset,
         "offsetof(CUDA_KERNEL_NODE_PARAMS, kernelParams)": KernelNode.parameters.offset,
+        "offsetof(CUDA_KERNEL_NODE_PARAMS, extra)": KernelNode.extra.offset,
+        "offsetof(CUDA_KERNEL_NODE_PARAMS, kern)": KernelNode.kernel.offset,
         "offsetof(CUDA_KERNEL_NODE_PARAMS, ctx)": KernelNode.context.offset,
     }
     source = tmp_path / "numbers.c"

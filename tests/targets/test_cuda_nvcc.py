@@ -88,7 +88,7 @@ def test_nothing_is_left_when_the_caller_gives_up(stand_in: Stand, tmp_path: Pat
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    stop = time.monotonic() + 10
+    stop = time.monotonic() + 60
     while is_running(wait_for(tmp_path / "child")) and time.monotonic() < stop:
         time.sleep(0.02)
     assert not is_running(wait_for(tmp_path / "child"))
@@ -96,7 +96,8 @@ def test_nothing_is_left_when_the_caller_gives_up(stand_in: Stand, tmp_path: Pat
 
 
 def test_ctrl_c_while_waiting(stand_in: Stand, tmp_path: Path) -> None:
-    files = stand_in(f"echo $$ > {tmp_path}/child; sleep 100")
+    # Its caller has begun to wait before anybody knows of it: a signal while a process starts finds nobody to end it.
+    files = stand_in(f"sleep 0.5; echo $$ > {tmp_path}/child; sleep 100")
     code = "from lpsn_tvm.targets.cuda_compile import compile_cubin; compile_cubin('', 'sm_86')"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -105,7 +106,7 @@ def test_ctrl_c_while_waiting(stand_in: Stand, tmp_path: Path) -> None:
     )
     child = wait_for(tmp_path / "child")
     process.send_signal(signal.SIGINT)
-    assert b"KeyboardInterrupt" in process.communicate(timeout=20)[1]
+    assert b"KeyboardInterrupt" in process.communicate(timeout=60)[1]
     assert not is_running(child)
     assert not list(files.iterdir())
 

@@ -24,7 +24,7 @@ from lpsn_tvm.errors import ArtifactError
 from lpsn_tvm.targets import cuda_driver, cuda_staging
 from lpsn_tvm.targets.cuda_artifact import CudaArtifact, measure
 from lpsn_tvm.targets.cuda_graphs import caller_places, copied_outputs
-from lpsn_tvm.targets.cuda_program import Place, Port, best_program
+from lpsn_tvm.targets.cuda_program import Place, Port, best_program, programs_from_files, programs_to_files
 
 
 def test_a_call_equals_the_reference_and_launches_one_graph(network: SmallNetwork, driver: FakeDriver) -> None:
@@ -55,7 +55,7 @@ def test_large_arrays_are_copied_piece_by_piece(
 
 def test_save_and_load_need_no_driver(network: SmallNetwork, tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(cuda_driver, "LIBRARY", "libcuda_that_is_not_there.so.1")
-    other = dataclasses.replace(network.program, arch="sm_90", has_ptx=True)
+    other = dataclasses.replace(network.program, arch="sm_90", has_ptx=True, toolkit="12.8")
     module = network.module(network.program, other)
     loaded = lpsn_tvm.load(module.save(tmp_path / "module.lpsn"))
     assert isinstance(loaded, CudaArtifact)
@@ -95,6 +95,24 @@ def test_a_failed_translation_says_why(network: SmallNetwork, driver: FakeDriver
     with pytest.raises(ArtifactError, match=r"error 218.*supports CUDA 13\.0; it says: ptxas: line 3"):
         network.module(broken)(feed())
     assert driver.live == before, "what was taken before the failure is given back"
+
+
+def test_a_driver_that_is_too_old_for_the_machine_code(network: SmallNetwork, driver: FakeDriver) -> None:
+    """It refuses the file as damaged or foreign; only the version of the compiler tells why."""
+    newer = network.module(dataclasses.replace(network.program, binary=b"broken", toolkit="14.1"))
+    message = r"built with CUDA 14\.1, which needs a driver for CUDA 14\.0 or later; this one is for 13\.0: update it"
+    with pytest.raises(ArtifactError, match=message):
+        newer(feed())
+    assert "runs the program for sm_86, but it was built with CUDA 14.1" in newer.details()["this_machine"]
+    same = network.module(dataclasses.replace(network.program, binary=b"broken", toolkit="13.2"))
+    with pytest.raises(ArtifactError) as caught:
+        same(feed())
+    assert "built with" not in str(caught.value), "drivers run what later toolkits of their major version made"
+    assert same.details()["this_machine"].endswith("runs the program for sm_86")
+    (record,), members = programs_to_files(newer.programs)
+    assert programs_from_files([record], members)[0].toolkit == "14.1"
+    with pytest.raises(ValueError, match="'new' is no version"):
+        programs_from_files([record | {"toolkit": "new"}], members)
 
 
 def test_too_little_memory_is_told_in_bytes(network: SmallNetwork, driver: FakeDriver) -> None:
@@ -268,7 +286,7 @@ def test_a_forked_process_says_what_to_do(network: SmallNetwork, driver: FakeDri
     answers = context.Queue()
     child = context.Process(target=_call_in_child, args=(module, answers))
     child.start()
-    assert 'multiprocessing.get_context("spawn")' in answers.get(timeout=30)
+    assert 'multiprocessing.get_context("spawn")' in answers.get(timeout=120)
     child.join()
     np.testing.assert_array_equal(module(feed()), network.reference(feed()))
 

@@ -70,6 +70,15 @@ def test_calls_on_several_streams_do_not_disturb_each_other(
     np.testing.assert_array_equal(module(feed(9)), network.reference(feed(9)))
 
 
+def test_streams_that_may_be_others_by_now_wait(network: SmallNetwork, driver: FakeDriver, gpu_torch: Any) -> None:
+    module, x = network.module(), on_gpu(driver, torch.from_numpy(feed(1)))
+    for gpu_torch.stream, waits in ((0, 0), (Caller(module, driver).stream(), 2), (2, 2)):
+        module(x)
+        before = driver.calls.count("cuStreamWaitEvent")
+        module(x), module(x)
+        assert driver.calls.count("cuStreamWaitEvent") - before == waits
+
+
 @pytest.mark.usefixtures("in_any_order")
 def test_numpy_calls_wait_for_runs_in_the_same_memory(
     network: SmallNetwork, driver: FakeDriver, gpu_torch: Any

@@ -24,7 +24,7 @@ from lpsn_tvm.schedules.template import Config, Template
 from lpsn_tvm.targets.backend import Backend, get_backend
 from lpsn_tvm.tuning.build import input_range
 from lpsn_tvm.tuning.candidate_file import CandidateFile, random_input
-from lpsn_tvm.tuning.measure import KernelMeasurer, measurer_for
+from lpsn_tvm.tuning.measure import BUILD_SECONDS, RUN_SECONDS, KernelMeasurer, measurer_for
 from lpsn_tvm.tuning.place import LocalPlace
 from lpsn_tvm.tuning.space import annotate, placeholder
 
@@ -120,12 +120,17 @@ def test_faulty_candidates_are_failed_trials(measurer: KernelMeasurer) -> None:
 
 
 def test_hanging_candidates_are_failed_trials(backend: Backend) -> None:
-    measurer = KernelMeasurer(backend, LocalPlace("llvm"), workers=1, build_seconds=4, run_seconds=1)
-    stopped, hangs, good = build(measurer, faulty_templates.template(), faulty("stops_the_compiler", "hangs", "good"))
-    assert stopped.error_msg == "does not compile: timed out after 4 s"
-    results = run(measurer, [hangs.artifact_path, good.artifact_path])
-    assert results[0].error_msg == "timed out after 1 s"
-    assert results[1].run_secs
+    measurer = KernelMeasurer(backend, LocalPlace("llvm"), workers=1)
+    template = faulty_templates.template()
+    measurer.build_seconds = 0.5
+    (stopped,) = build(measurer, template, faulty("stops_the_compiler"))
+    assert stopped.error_msg == "does not compile: timed out after 0.5 s"
+    measurer.build_seconds = BUILD_SECONDS
+    hangs, good = build(measurer, template, faulty("hangs", "good"))
+    measurer.run_seconds = 0.5
+    assert run(measurer, [hangs.artifact_path])[0].error_msg == "timed out after 0.5 s"
+    measurer.run_seconds = RUN_SECONDS
+    assert run(measurer, [good.artifact_path])[0].run_secs
     measurer.close()
 
 
@@ -275,10 +280,10 @@ def test_no_process_is_left_after_an_interrupted_run(tmp_path: Path, number: sig
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    numbers = numbers_in(tmp_path / "numbers", 60)
+    numbers = numbers_in(tmp_path / "numbers")
     assert len(numbers) == 2
     parent.send_signal(number)
-    parent.wait(20)
+    parent.wait(60)
     assert gone(numbers)
 
 

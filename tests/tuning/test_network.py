@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import lpsn_tvm
 from lpsn_tvm.budget import Budget
 from lpsn_tvm.cli import app
-from lpsn_tvm.errors import TuningError
+from lpsn_tvm.errors import LpsnError, TuningError
 from lpsn_tvm.records import Record, Records
 from lpsn_tvm.schedules.template import Config, canonical
 from lpsn_tvm.targets import get_backend
@@ -189,6 +189,36 @@ def test_command(synthetic: SyntheticMeasurer, monkeypatch: pytest.MonkeyPatch, 
 def test_command_refuses_early(options: list[str], message: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["tune", str(MODEL), "-o", str(tmp_path / "x.json"), *options])
     assert done.exit_code == 2 and message in done.output, done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tune", "soon"], "tune: must be a number of trials"),
+        (["--tune", "10", "--key", "gpu"], "--key: names machines of a tracker"),
+        (["--tracker", "127.0.0.1:9190"], "--tracker: is where --tune measures; give --tune"),
+        (["--tune", "10", "--tracker", "nonsense"], "expected HOST:PORT, got 'nonsense'"),
+    ],
+)
+def test_build_refuses_early(options: list[str], message: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["build", str(MODEL), "-o", str(tmp_path / "net.lpsn"), *options])
+    assert done.exit_code == 2 and message in done.output, done.output
+
+
+@pytest.mark.parametrize("command", ["build", "tune"])
+def test_both_commands_measure_at_a_tracker(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Reached(LpsnError):
+        pass
+
+    def build(model: Path, **options: Any) -> None:
+        raise Reached(options["tracker"])
+
+    monkeypatch.setattr(lpsn_tvm, "build", build)
+    common = [command, str(MODEL), "-o", str(tmp_path / "out"), "--tune", "10", "--tracker", "127.0.0.1:9190"]
+    assert "Reached: 127.0.0.1:9190\n" in CliRunner().invoke(app, common).output
+    assert "Reached: 127.0.0.1:9190/board\n" in CliRunner().invoke(app, [*common, "--key", "board"]).output
+    text = " ".join(CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300"}).output.split())
+    assert "HOST:PORT of a tracker: measure on its machines." in text and "Which of the tracker's machines." in text
 
 
 def test_command_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ def test_the_check_sees_what_hopper_would_make_of_them() -> None:
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80"])
 def test_all_threads_execute_the_matrix_instructions(arch: str, tmp_path: Path) -> None:
-    """They are not volatile, and results of one stage are only used under conditions (pixels and channels that hang
-    over): no branch may stand between the first and the last, as some threads would take it and others not.
+    """Results of one stage are only used under conditions (pixels and channels that hang over): no branch may stand
+    between the first and the last, as some threads would take it and others not.
     """
     kernel = _conv2d(ARCHITECTURES[arch], Tile(64, 64, 2, 2, 2, 2), 64, kernel=1, out=72, size=27)
     assert kernel.key[2].iterations == 1

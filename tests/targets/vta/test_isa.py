@@ -227,6 +227,6 @@ def test_micro_ops_that_do_not_fit(uops: Any, message: str) -> None:
 def test_speed() -> None:
     """30,000 instructions in well under half a second (ten times the usual time allowed here)."""
     program: list[Instruction] = [LOAD, GEMM, ALU, STORE] * 7500
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(decode(encode(program, V1), V1)) == 30000
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

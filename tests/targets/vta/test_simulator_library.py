@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from vta_programs import Hand, final_nop, matmul
 
 from lpsn_tvm.errors import TargetError
-from lpsn_tvm.targets.vta import simulator_library
+from lpsn_tvm.targets.vta import simulator, simulator_library
 from lpsn_tvm.targets.vta.isa import Finish, Gemm, Load, Store
 from lpsn_tvm.targets.vta.simulator import simulate
 
@@ -86,8 +87,20 @@ def test_portable_kernel_equals_the_vector_kernel(monkeypatch: pytest.MonkeyPatc
     assert simulate(case.linked).memory["y"] == fast == case.expected
 
 
-def test_other_threads_run_meanwhile() -> None:
-    """The interpreter lock is free while the core runs."""
+def test_other_threads_run_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter lock is free while the core runs. A busy machine may not give another thread its turn in time:
+    once is enough, and were the lock held it would never happen.
+    """
+    spans: list[tuple[float, float]] = []
+
+    def timed(request: object) -> int:
+        begin = time.perf_counter()
+        status = core.vta_simulate(request)
+        spans.append((begin, time.perf_counter()))
+        return int(status)
+
+    core = simulator_library.library()
+    monkeypatch.setattr(simulator, "library", lambda: SimpleNamespace(vta_simulate=timed))
     hand = Hand().uops([(t, t) for t in range(8)]).add(Load(memory="uop", y_size=1, x_size=8, x_stride=8), "uop")
     for _ in range(200):
         hand.add(Gemm(reset=True, uop_end=8, iter_out=2000, iter_in=1))
@@ -105,9 +118,13 @@ def test_other_threads_run_meanwhile() -> None:
 
     thread = threading.Thread(target=tick)
     thread.start()
-    begin = time.perf_counter()
-    simulate(linked)
-    end = time.perf_counter()
-    stop.set()
-    thread.join()
-    assert end - begin < 0.01 or sum(begin < tick < end for tick in ticks) >= 2
+    counts: list[int] = []
+    try:
+        while len(counts) < 50 and max(counts, default=0) < 3:
+            simulate(linked)
+            begin, end = spans[-1]
+            counts.append(sum(begin < tick < end for tick in ticks))
+    finally:
+        stop.set()
+        thread.join()
+    assert max(counts) >= 3, (counts, spans)
