@@ -197,6 +197,30 @@ def test_measuring_keeps_medians_and_ratios(
     assert "exact" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "is no kit .*kit.json.*--prepare"), ("{", "is no kit"), ('{"archs": []}', "another script.*no 'cases'")],
+)
+def test_what_is_no_kit_is_told(content: str | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "kit.json").write_text(content)
+    with pytest.raises(SystemExit, match=message):
+        cuda_kit.load(tmp_path)
+
+
+def test_a_torch_without_cuda_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from benchmarks.cuda import need_torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(SystemExit, match="built without CUDA, cannot use a GPU"):
+        need_torch()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    need_torch()
+
+
 def test_wrong_output_is_found_and_nothing_is_timed(kit: Path, stand_in: Any, tmp_path: Path) -> None:
     case = CASES[0]
     arrays = dict(np.load(kit / f"{case.stem}.npz", allow_pickle=False))
