@@ -266,6 +266,8 @@ def show(network: str, batch: int, rows: dict[str, Any]) -> None:
     for name, row in rows.items():
         ratios = [f"{row[f'times_faster_than {p}']:.2f}x {p}" for p in (COMPILED, TENSORRT, "W8A8")
                   if f"times_faster_than {p}" in row]  # fmt: skip
+        held = max((program["constant_bytes"] for program in row.get("programs", ())), default=0)
+        ratios += [f"{held / 1e6:.2f} MB of weights and constants"] if held else []
         print(f"  {name:22s} {row['median_ms']:9.4f} ms  {', '.join(ratios)}", flush=True)
     print(f"  {'kernels of W8A8':40s} {'ms':>9s} {'MB':>9s} {'GOP':>9s}  roofline")
     for kernel in rows.get("W8A8", {}).get("kernels", ()):

@@ -172,7 +172,7 @@ def _load(path: Path, on_call: Callable[[], None]) -> Any:
 
     class Module:
         __call__ = staticmethod(call)
-        details = staticmethod(lambda: {"programs": []})
+        details = staticmethod(lambda: {"programs": [{"constant_bytes": 1_250_000}]})
         profile = staticmethod(lambda: [KernelTime("conv1", "conv2d_mma", 2.0, 10**7, 10**8)])
 
     return Module()
@@ -194,7 +194,9 @@ def test_measuring_keeps_medians_and_ratios(
         assert rows[name]["kernels"][0]["roofline_share"] == pytest.approx(0.5)
         ratio = CALL_MS["torch.compile fp16"] / CALL_MS[name]
         assert rows[name]["times_faster_than torch.compile fp16"] == pytest.approx(ratio)
-    assert "exact" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "exact" in printed
+    assert printed.count("1.25 MB of weights") == len(CASES)
 
 
 @pytest.mark.parametrize(
