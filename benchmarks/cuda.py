@@ -15,7 +15,8 @@ bit for bit.
 
 The roofline of every kernel is the larger of its bytes by the copy bandwidth and its operations by the 8-bit matrix
 rate, both measured first in the same process (`torch.Tensor.copy_`, `torch._int_mm`); its share is that time by its
-own. Results go to benchmarks/results/cuda.json.
+own, which may exceed 100 % where operands stay in the second-level cache or products are of 4 bits. Results go to
+benchmarks/results/cuda.json.
 
 Not run on a GPU so far: everything that needs one, which is why there is no results/cuda.json and no table. That is
 * every kernel (results are checked in emulation, instructions and spills in machine code);
@@ -265,6 +266,8 @@ def show(network: str, batch: int, rows: dict[str, Any]) -> None:
     for name, row in rows.items():
         ratios = [f"{row[f'times_faster_than {p}']:.2f}x {p}" for p in (COMPILED, TENSORRT, "W8A8")
                   if f"times_faster_than {p}" in row]  # fmt: skip
+        held = max((program["constant_bytes"] for program in row.get("programs", ())), default=0)
+        ratios += [f"{held / 1e6:.2f} MB of weights and constants"] if held else []
         print(f"  {name:22s} {row['median_ms']:9.4f} ms  {', '.join(ratios)}", flush=True)
     print(f"  {'kernels of W8A8':40s} {'ms':>9s} {'MB':>9s} {'GOP':>9s}  roofline")
     for kernel in rows.get("W8A8", {}).get("kernels", ()):
@@ -296,6 +299,7 @@ def main() -> None:
         return
     try:
         Driver.open()
+        need_torch()
         with tempfile.TemporaryDirectory() as scratch:
             folder = options.kit or Path(scratch)
             if not options.kit:
@@ -304,6 +308,15 @@ def main() -> None:
             run(folder, {case: there[case] for case in wanted if case in there}, options)
     except LpsnError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
+
+
+def need_torch() -> None:
+    """Ends the program where torch cannot use the GPU that the driver sees."""
+    import torch
+
+    if not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        raise SystemExit(f"torch {torch.__version__}, {built}, cannot use a GPU here; the driver can")
 
 
 def run(folder: Path, cases: dict[Case, Any], options: Any) -> None:

@@ -42,6 +42,7 @@ if Path(sys.path[0]).resolve() == HERE:
     sys.path[0] = str(HERE.parent)
 
 from benchmarks import kernel_kit, kernel_report
+from benchmarks.cuda_kit import read_index
 from benchmarks.kernel_device import GuardError, KernelDevice, fitting_arch
 from lpsn_tvm.errors import LpsnError
 from lpsn_tvm.targets.cuda_driver import Driver
@@ -186,7 +187,7 @@ def this_gpu(index: int) -> tuple[str, int, int]:
 
 def run(options: argparse.Namespace) -> int:
     """Everything that is asked for; how many cases are not as they should be."""
-    kit = json.loads((options.kit / "kit.json").read_text())
+    kit = read_index(options.kit, "archs")
     name, number, _ = this_gpu(options.device)
     arch = fitting_arch(kit["archs"], number)
     if arch is None:

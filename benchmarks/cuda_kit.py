@@ -132,9 +132,20 @@ def _build(folder: Path, case: Case, model: Any, target: str) -> dict[str, float
     return {"before": before, "compile": float(expected["seconds"])}
 
 
+def read_index(folder: Path, entry: str) -> dict[str, Any]:
+    """What a kit says of itself; ends the program with a word on it where that has no such entry."""
+    try:
+        index: dict[str, Any] = json.loads((folder / "kit.json").read_text())
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{folder} is no kit ({error}); --prepare {folder} makes one") from error
+    if entry not in index:
+        raise SystemExit(f"{folder} is a kit for another script: kit.json has no {entry!r}")
+    return index
+
+
 def load(folder: Path) -> dict[Case, dict[str, Any]]:
     """Cases of a kit and what is known of each."""
-    kit = json.loads((folder / "kit.json").read_text())
+    kit = read_index(folder, "cases")
     cases = {}
     for entry in kit["cases"].values():
         bits = entry["variant"]["bits"]

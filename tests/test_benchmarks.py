@@ -172,7 +172,7 @@ def _load(path: Path, on_call: Callable[[], None]) -> Any:
 
     class Module:
         __call__ = staticmethod(call)
-        details = staticmethod(lambda: {"programs": []})
+        details = staticmethod(lambda: {"programs": [{"constant_bytes": 1_250_000}]})
         profile = staticmethod(lambda: [KernelTime("conv1", "conv2d_mma", 2.0, 10**7, 10**8)])
 
     return Module()
@@ -194,7 +194,33 @@ def test_measuring_keeps_medians_and_ratios(
         assert rows[name]["kernels"][0]["roofline_share"] == pytest.approx(0.5)
         ratio = CALL_MS["torch.compile fp16"] / CALL_MS[name]
         assert rows[name]["times_faster_than torch.compile fp16"] == pytest.approx(ratio)
-    assert "exact" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "exact" in printed
+    assert printed.count("1.25 MB of weights") == len(CASES)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "is no kit .*kit.json.*--prepare"), ("{", "is no kit"), ('{"archs": []}', "another script.*no 'cases'")],
+)
+def test_what_is_no_kit_is_told(content: str | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "kit.json").write_text(content)
+    with pytest.raises(SystemExit, match=message):
+        cuda_kit.load(tmp_path)
+
+
+def test_a_torch_without_cuda_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from benchmarks.cuda import need_torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(SystemExit, match="built without CUDA, cannot use a GPU"):
+        need_torch()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    need_torch()
 
 
 def test_wrong_output_is_found_and_nothing_is_timed(kit: Path, stand_in: Any, tmp_path: Path) -> None:

@@ -8,24 +8,31 @@ operands, because one value that falls on the other side of a rounding boundary 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from cuda_programs import network, run_module
 from each_operator import check_each_operator, is_exact, with_all_outputs
-from random_graphs import random_input, random_model
+from random_graphs import BLOCKS, random_input, random_model
 from small_graphs import random_feed
+from table_nets import activated_network
 
 from benchmarks import models as zoo
+from lpsn_tvm import graph
 from lpsn_tvm.reference import run_reference
 from lpsn_tvm.targets import get_backend
+from lpsn_tvm.targets.cuda_build import generate
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90")
+EVERY_FAMILY = ("sm_61", "sm_75", "sm_80", "sm_90")
+"""Dot products, matrix instructions without asynchronous copies, with them and of 4 bits, without those of 4 bits."""
 BITS = (8, (4, 8), 4)
 FAST: dict[str, dict[str, int]] = {
     "resnet20": {"size": 8},
     "cyclegan_generator": {"size": 16, "blocks": 1, "base": 8},
+    "espcn": {"height": 10, "width": 12},
 }
 SIZES: dict[str, dict[str, int]] = {
     "resnet18": {"size": 64, "classes": 10},
@@ -92,9 +99,39 @@ def test_batches(name: str) -> None:
     check(built(name, SIZES[name], 8, batch=3), "sm_80")
 
 
-def check_seed(seed: int) -> None:
+def operators(mod: Any) -> list[str]:
+    """Operators in order; layers that end in a table with a "+ table"."""
+    calls = [value for _, value in graph.bindings(mod) if graph.op_name(value)]
+    return [graph.op_name(call) + (" + table" if "table" in graph.call_attrs(call) else "") for call in calls]
+
+
+@pytest.mark.parametrize(
+    ("bits", "arch"),
+    [(8, "sm_86"), *(pytest.param(bits, arch, marks=pytest.mark.slow) for bits in BITS for arch in EVERY_FAMILY)],
+    ids=str,
+)
+def test_activations_are_tables_of_layers(bits: Any, arch: str) -> None:
+    model = activated_network()
+    mod = network(model, bits=bits, sparsity=0.3, align=1, calibration=random_input(model, batch=4))
+    found = operators(mod)
+    assert "lpsn.lookup" not in found
+    assert found.count("lpsn.conv2d + table") == 4
+    assert found.count("lpsn.conv2d_transpose + table") == found.count("lpsn.dense + table") == 1
+    assert any("table" in graph.call_attrs(call) and len(call.args) > 5 for _, call in graph.bindings(mod))
+    check(mod, arch)
+
+
+def test_espcn_has_no_launch_for_its_activations() -> None:
+    mod = built("espcn", FAST["espcn"], 8)
+    assert operators(mod)[:4] == ["lpsn.quantize", "lpsn.conv2d + table", "lpsn.conv2d + table", "lpsn.conv2d"]
+    _, plan = generate(get_backend("cuda -arch=sm_86"), mod)
+    assert len(plan.launches) == 5
+
+
+def check_seed(seed: int, blocks: Sequence[str] = tuple(BLOCKS)) -> Any:
+    """The integer network of a seed."""
     rng = np.random.default_rng(seed)
-    model = random_model(seed)
+    model = random_model(seed, blocks)
     bits = ((8, 8), (4, 8), (4, 4), (2, 3))[rng.integers(4)]
     data = random_input(model, batch=4, seed=1) if rng.integers(4) else None
     mod = network(
@@ -111,11 +148,29 @@ def check_seed(seed: int) -> None:
     feeds = random_feed(everything, 5)
     values = run_module(get_backend(f"cuda -arch={arch}"), everything, feeds, checked=False)
     check_each_operator(mod, {**feeds, **dict(zip(names, values, strict=True))})
+    return mod
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_random_networks(seed: int) -> None:
     check_seed(seed)
+
+
+@pytest.mark.parametrize("seed", [21, 24])
+def test_random_networks_with_tables(seed: int) -> None:
+    """A convolution and a transposed one of 8 bits."""
+    assert any("table" in name for name in operators(check_seed(seed)))
+
+
+TABLED = ("conv", "depthwise", "transposed", "residual", "activation", "activation", "activation")
+"""Blocks of which many layers with tables are made."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(1000, 1080, 20))
+def test_many_random_networks_with_tables(start: int) -> None:
+    found = [name for seed in range(start, start + 20) for name in operators(check_seed(seed, TABLED))]
+    assert sum("table" in name for name in found) > 10
 
 
 @pytest.mark.slow

@@ -17,15 +17,19 @@ from typing import Any
 import numpy as np
 
 from lpsn_tvm import compat
+from lpsn_tvm.artifact import Artifact
 from lpsn_tvm.errors import TuningError
 from lpsn_tvm.schedules.template import REMAKERS, Config, Template
 from lpsn_tvm.targets.backend import Backend
 from lpsn_tvm.tuning.measurer import Comparison, Measurer
+from lpsn_tvm.tuning.network_timing import ROUNDS
 from lpsn_tvm.tuning.place import LocalPlace, Place
 from lpsn_tvm.tuning.workers import Call, Settings, WorkerPool
 
 BUILD_SECONDS, RUN_SECONDS = 60.0, 30.0
 """A candidate may take so long to be compiled (alone), and to be measured."""
+NETWORK_SECONDS = 600.0
+"""For whole networks: two of them are loaded, and timed in turn."""
 MOST_WORKERS = 16
 """Each takes a few hundred MB; a batch of trials is not larger."""
 BATCH = {"llvm": 1, "cuda": 8}
@@ -266,6 +270,23 @@ class KernelMeasurer:
         for index in built:
             errors[index] = outcome.error
         return self._comparison(len(jobs), errors, built, outcome.value)
+
+    def time_networks(self, old: Artifact, new: Artifact) -> tuple[list[float], list[float]]:
+        """Seconds per run of two modules on the device, in turn: one value per round each.
+
+        Raises
+        ------
+        TuningError
+            One of them could not be run there; says why.
+        """
+        paths = []
+        for name, module in (("old.lpsn", old), ("new.lpsn", new)):
+            paths.append(str(module.save(Path(tempfile.mkdtemp(dir=self._folder)) / name)))
+        outcome = self.place.submit("networks", paths, ROUNDS, NETWORK_SECONDS).result()
+        if outcome.error:
+            raise TuningError(outcome.error)
+        before, after = outcome.value["seconds"]
+        return before, after
 
     def _comparison(self, count: int, errors: list[str], built: Sequence[int], value: Any) -> Comparison:
         seconds: list[tuple[float, ...]] = [() for _ in range(count)]

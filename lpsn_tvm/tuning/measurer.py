@@ -5,9 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lpsn_tvm.schedules.template import Config, Template
+
+if TYPE_CHECKING:
+    from lpsn_tvm.artifact import Artifact
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,10 @@ class Measurer(Protocol):
 
     def compare(self, template: Template, configs: Sequence[Config], rounds: int) -> Comparison:
         """Time configurations in turn, round by round, in one process, on equal random arguments."""
+        ...
+
+    def time_networks(self, old: Artifact, new: Artifact) -> tuple[Sequence[float], Sequence[float]]:
+        """Seconds per run of two modules on the device, in turn: one value per round each."""
         ...
 
     def close(self) -> None:

@@ -21,10 +21,9 @@ from lpsn_tvm.runtime import core_count
 from lpsn_tvm.targets.backend import Backend, Parts
 from lpsn_tvm.tuning.cost_model import check_xgboost
 from lpsn_tvm.tuning.measure import measurer_for
+from lpsn_tvm.tuning.measurer import Measurer
+from lpsn_tvm.tuning.network_timing import in_turn
 from lpsn_tvm.tuning.tuner import tune
-
-ROUNDS = 9
-"""Whole networks are timed so often in turn."""
 
 
 def check_tunable(backend: Backend, tracker: str | None) -> None:
@@ -69,28 +68,18 @@ def tune_network(backend: Backend, mod: Any, parts: Parts, artifact: Artifact, p
     budget = Budget.parse("" if recipe.tune is None else recipe.tune)
     with _directory(recipe.cache, backend.device) as folder:
         measurer = measurer_for(backend, tracker, threads=recipe.num_threads or core_count())
-        try:
+        with contextlib.closing(measurer):
             found = tune(backend, mod, budget, folder, measurer, progress, seed=recipe.seed)
-        finally:
-            measurer.close()
-    if not len(found):
-        artifact.report.notes.append("tuning found no kernel that is clearly faster than its default")
-        return _with_records(artifact, found)
-    report = replace(parts.report, notes=list(parts.report.notes))
-    better = replace(backend, records=backend.records.merge(found))
-    new = better.build(mod, replace(parts, report=report), progress)
-    if tracker is not None:
-        report.notes.append(f"tuned: {len(found)} kernels; the whole network was not timed, its device is elsewhere")
-        return _with_records(new, found)
-    ratio = time_ratio(artifact, new)
-    if ratio > 1:
-        artifact.report.notes.append(
-            f"tuning found {len(found)} faster kernels, but the network took {ratio:.3f} times as long with them: it "
-            "stays as it was"
-        )
-        return _with_records(artifact, Records())
-    report.notes.append(f"tuned: {len(found)} kernels; the network takes {ratio:.3f} of the time before (measured)")
-    return _with_records(new, found)
+            if not len(found):
+                artifact.report.notes.append("tuning found no kernel that is clearly faster than its default")
+                return _with_records(artifact, found)
+            report = replace(parts.report, notes=list(parts.report.notes))
+            better = replace(backend, records=backend.records.merge(found))
+            new = better.build(mod, replace(parts, report=report), progress)
+            if tracker is None:
+                # Nothing of the tuning runs beside the network.
+                measurer.close()
+            return _faster(artifact, new, found, None if tracker is None else measurer)
 
 
 def _with_records(artifact: Artifact, found: Records) -> Artifact:
@@ -99,10 +88,24 @@ def _with_records(artifact: Artifact, found: Records) -> Artifact:
     return artifact
 
 
-def time_ratio(old: Artifact, new: Artifact) -> float:
-    """Median over rounds of new time / old time, taken in turn."""
-    pairs = [(old.benchmark(repeats=15, warmup=3), new.benchmark(repeats=15, warmup=3)) for _ in range(ROUNDS)]
-    return statistics.median(after for _, after in pairs) / statistics.median(before for before, _ in pairs)
+def _faster(old: Artifact, new: Artifact, found: Records, measurer: Measurer | None) -> Artifact:
+    """The new network where it was seen to be no slower, else the old one; a note says why."""
+    try:
+        ratio = time_ratio(old, new, measurer)
+        problem = f"the network took {ratio:.3f} times as long with them" if ratio > 1 else ""
+    except TuningError as error:
+        problem = f"the network could not be timed with them ({error})"
+    if problem:
+        old.report.notes.append(f"tuning found {len(found)} faster kernels, but {problem}: it stays as it was")
+        return _with_records(old, Records())
+    new.report.notes.append(f"tuned: {len(found)} kernels; the network takes {ratio:.3f} of the time before (measured)")
+    return _with_records(new, found)
+
+
+def time_ratio(old: Artifact, new: Artifact, measurer: Measurer | None = None) -> float:
+    """Median new time / median old time, taken in turn, here or on a measurer's device."""
+    before, after = in_turn((old, new)) if measurer is None else measurer.time_networks(old, new)
+    return statistics.median(after) / statistics.median(before)
 
 
 @contextlib.contextmanager

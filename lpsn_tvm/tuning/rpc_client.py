@@ -33,6 +33,8 @@ class _Session:
     remote: Any
     since: float
     used: float
+    until: float
+    """The server ends it then."""
 
 
 _sessions: dict[tuple[str, int, str], _Session] = {}
@@ -49,13 +51,24 @@ def _session(tracker: tuple[str, int], key: str, timeout: float) -> Any:
     """A session with a server that is free, held for a while."""
     from tvm import rpc
 
-    held = _sessions.get((*tracker, key))
-    if held is not None and time.monotonic() - held.since < HOLD_SECONDS:
-        return held.remote
+    remote = _held((*tracker, key), timeout)
+    if remote is not None:
+        return remote
+    # Nothing may refer to the old session any more: its server is busy until that has ended.
     release()
-    remote = rpc.connect_tracker(*tracker).request(key, session_timeout=HOLD_SECONDS + timeout + SLACK_SECONDS)
-    _sessions[(*tracker, key)] = _Session(remote, time.monotonic(), 0.0)
+    seconds = HOLD_SECONDS + timeout + SLACK_SECONDS
+    remote = rpc.connect_tracker(*tracker).request(key, session_timeout=seconds)
+    now = time.monotonic()
+    _sessions[(*tracker, key)] = _Session(remote, now, 0.0, now + seconds)
     return remote
+
+
+def _held(name: tuple[str, int, str], timeout: float) -> Any:
+    """The session that is there, as long as others can wait and there is time enough for a request."""
+    held, now = _sessions.get(name), time.monotonic()
+    if held is None or now - held.since >= HOLD_SECONDS or now + timeout + SLACK_SECONDS > held.until:
+        return None
+    return held.remote
 
 
 def release(idle: float = 0.0) -> None:

@@ -82,13 +82,14 @@ def execute(command: str, kind: str, files: Sequence[str] = (), rounds: int = 1)
     Parameters
     ----------
     command : str
-        "describe": what the machine is. "measure": seconds of the one file. "compare": see `compare`.
+        "describe": what the machine is. "measure": seconds of the one file. "compare": see `compare`. "networks": see
+        `network_timing.files_in_turn`.
     kind : str
         "llvm" or "cuda".
     files : sequence of str
-        Paths of candidate files.
+        Paths of candidate files; for "networks", of module files.
     rounds : int
-        For "compare".
+        For "compare" and "networks".
 
     Raises
     ------
@@ -97,6 +98,10 @@ def execute(command: str, kind: str, files: Sequence[str] = (), rounds: int = 1)
     """
     if command == "describe":
         return describe(kind)
+    if command == "networks":
+        from lpsn_tvm.tuning.network_timing import files_in_turn
+
+        return files_in_turn(files, rounds)
     candidates = [CandidateFile.read(Path(path)) for path in files]
     if any(candidate.kind != kind for candidate in candidates):
         raise TuningError(f"a candidate is not of kind {kind}")
@@ -104,7 +109,7 @@ def execute(command: str, kind: str, files: Sequence[str] = (), rounds: int = 1)
         return measure(load_subject(candidates[0]))
     if command == "compare":
         return compare(candidates, rounds)
-    raise TuningError(f"there is no command {command!r}; known: describe, measure, compare")
+    raise TuningError(f"there is no command {command!r}; known: describe, measure, compare, networks")
 
 
 def describe(kind: str) -> dict[str, Any]:

@@ -60,19 +60,21 @@ def assert_same_results(before: Any, after: Any) -> None:
 def test_golden() -> None:
     def before(net: Builder) -> Any:
         a = looked_up(net, "act", net.conv("conv", net.quantize(net.x), 8, qmin=20, qmax=200))
-        b = looked_up(net, "sum.act", net.conv("sum", a, 8, residual=a), SIGNED)
+        b = looked_up(net, "sum.act", net.conv("sum", a, 8, residual=a), BYTES[::-1])
+        b = looked_up(net, "signed.act", net.conv("signed", b, 8), SIGNED)
         return net.conv("head", b, 4, kernel=1, out_dtype="float32")
 
     def expected(net: Builder) -> Any:
         # One entry for every integer that the layer's clamp leaves.
         a = net.conv("act", net.quantize(net.x), 8, qmin=20, qmax=200, table=BYTES[20:201].tolist())
-        b = net.conv("sum.act", a, 8, residual=a, table=SIGNED.tolist(), out_dtype="int8")
+        b = net.conv("sum.act", a, 8, residual=a, table=BYTES[::-1].tolist())
+        b = net.conv("signed.act", b, 8, table=SIGNED.tolist(), out_dtype="int8")
         return net.conv("head", b, 4, kernel=1, out_dtype="float32")
 
     mod = Builder().build(before)
     after = fuse_tables(mod)
     tvm.ir.assert_structural_equal(after, Builder().build(expected))
-    assert [var.name for var, _ in graph.bindings(after)] == ["q", "act", "sum.act", "head", "gv"]
+    assert [var.name for var, _ in graph.bindings(after)] == ["q", "act", "sum.act", "signed.act", "head", "gv"]
     assert_same_results(mod, after)
 
 
@@ -127,8 +129,23 @@ def _table_is_too_short(net: Builder) -> Any:
     return looked_up(net, "act", net.conv("conv", net.quantize(net.x), 8, qmin=30), BYTES[:200], qmin=30)
 
 
+def _residual_of_another_type(net: Builder) -> Any:
+    q = net.quantize(net.x)
+    return looked_up(net, "act", net.conv("conv", q, 3, residual=q), SIGNED)
+
+
 @pytest.mark.parametrize(
-    "body", [_read_twice, _read_by_two_tables, _is_output, _per_channel, _wide, _no_layer, _table_is_too_short]
+    "body",
+    [
+        _read_twice,
+        _read_by_two_tables,
+        _is_output,
+        _per_channel,
+        _wide,
+        _no_layer,
+        _table_is_too_short,
+        _residual_of_another_type,
+    ],
 )
 def test_what_stays_apart(body: Any) -> None:
     mod = Builder().build(body)

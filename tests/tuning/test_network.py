@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,7 @@ def synthetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Synth
 
 
 def test_build_tunes(synthetic: SyntheticMeasurer, built: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(network, "time_ratio", lambda old, new: 0.9)
+    monkeypatch.setattr(network, "time_ratio", lambda *networks: 0.9)
     tuned = lpsn_tvm.build(MODEL, tune=40, **OPTIONS)
     assert len(synthetic.trials) == 40
     np.testing.assert_array_equal(tuned(DATA), built(DATA))
@@ -142,11 +143,46 @@ def test_build_tunes(synthetic: SyntheticMeasurer, built: Any, monkeypatch: pyte
 def test_a_network_that_does_not_gain_stays_as_it_was(
     synthetic: SyntheticMeasurer, built: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(network, "time_ratio", lambda old, new: 1.02)
+    monkeypatch.setattr(network, "time_ratio", lambda *networks: 1.02)
     module = lpsn_tvm.build(MODEL, tune=40, cache=str(tmp_path / "mine"), **OPTIONS)
     assert module.library == built.library and len(module.records) == 0
     assert any("the network took 1.020 times as long" in note for note in module.report.notes)
     assert (tmp_path / "mine" / "tuning").is_dir()
+
+
+def test_the_network_is_timed_at_the_tracker(synthetic: SyntheticMeasurer, built: Any, tmp_path: Path) -> None:
+    modules: list[Any] = []
+
+    def time_networks(old: Any, new: Any) -> Any:
+        modules.extend((old, new))
+        return (2e-3, 2e-3), (1e-3, 1e-3)
+
+    synthetic.time_networks = time_networks  # type: ignore[attr-defined]
+    module = lpsn_tvm.build(MODEL, tune=12, tracker="board:9190", cache=str(tmp_path), **OPTIONS)
+    old, new = modules
+    assert old.library == built.library != new.library
+    assert module is new and len(module.records) > 0
+    note = f"tuned: {len(module.records)} kernels; the network takes 0.500 of the time before (measured)"
+    assert note in module.report.notes
+
+
+@pytest.mark.parametrize(
+    ("times", "note"),
+    [
+        (((1e-3, 3e-3, 1e-3), (2e-3, 1e-3, 2e-3)), "but the network took 2.000 times as long with them: it stays"),
+        (TuningError("timed out"), "but the network could not be timed with them (timed out): it stays"),
+    ],
+    ids=["slower", "failed"],
+)
+def test_what_was_not_seen_to_gain_stays_as_it_was(times: Any, note: str) -> None:
+    def time_networks(*networks: Any) -> Any:
+        if isinstance(times, TuningError):
+            raise times
+        return times
+
+    old, new = (SimpleNamespace(report=SimpleNamespace(notes=[]), sources=None) for _ in range(2))
+    assert network._faster(old, new, Records(), SimpleNamespace(time_networks=time_networks)) is old  # type: ignore
+    assert note in old.report.notes[0] and new.report.notes == []
 
 
 def test_nothing_faster(synthetic: SyntheticMeasurer, built: Any) -> None:
@@ -160,7 +196,7 @@ ARGUMENTS = [str(MODEL), "--input-shape", "input=1x1x16x16", "--sparsity", "none
 
 
 def test_command(synthetic: SyntheticMeasurer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(network, "time_ratio", lambda old, new: 0.9)
+    monkeypatch.setattr(network, "time_ratio", lambda *networks: 0.9)
     np.save(tmp_path / "data.npy", DATA)
     arguments = [*ARGUMENTS, "--calibration", str(tmp_path / "data.npy")]
     output = tmp_path / "records.json"

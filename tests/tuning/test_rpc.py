@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
+import platform
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,15 +21,19 @@ from typing import Any
 import fake_gpu
 import faulty_templates
 import gpu_templates
+import numpy as np
 import pytest
 from fake_driver import FakeDriver
 from processes import children_of, gone, is_running
 from typer.testing import CliRunner
 
+import lpsn_tvm
 from lpsn_tvm.cli import app
 from lpsn_tvm.errors import TuningError
 from lpsn_tvm.targets.backend import get_backend
+from lpsn_tvm.tuning import rpc_client
 from lpsn_tvm.tuning.measure import RUN_SECONDS, KernelMeasurer, measurer_for
+from lpsn_tvm.tuning.network_timing import ROUNDS
 from lpsn_tvm.tuning.rpc_client import RemotePlace
 from lpsn_tvm.tuning.rpc_server import listening_socket, parse_address
 
@@ -131,6 +139,44 @@ def test_a_server_survives_what_candidates_do(tracker: str, server: subprocess.P
     measurer.run_seconds = RUN_SECONDS
     assert measurer.time([good])[0].value
     measurer.close()
+
+
+MODEL = ROOT / "tutorials" / "models" / "espcn_x2.onnx"
+
+
+def module_of(size: int) -> Any:
+    data = np.random.default_rng(0).random((2, 1, size, size), dtype=np.float32)
+    return lpsn_tvm.build(
+        MODEL, calibration=data, sparsity=None, measure=False, num_threads=1, input_shapes={"input": data[:1].shape}
+    )
+
+
+def test_whole_networks_are_timed_by_a_server(tracker: str, server: subprocess.Popen[bytes]) -> None:
+    """One with a hundred times the work takes longer; one for another processor is refused, and its reason told."""
+    measurer = KernelMeasurer(get_backend("llvm"), RemotePlace("llvm", tracker), workers=1)
+    small, large = module_of(8), module_of(80)
+    before, after = measurer.time_networks(large, small)
+    assert len(before) == len(after) == ROUNDS
+    assert all(slow > 2 * fast > 0 for slow, fast in zip(before, after, strict=True))
+    with pytest.raises(TuningError, match="needs CPU features that this machine lacks: absent"):
+        measurer.time_networks(small, dataclasses.replace(small, cpu_features=("absent",), _executable=None))
+    measurer.close()
+
+
+def test_a_session_ends_before_the_next_is_asked_for(
+    tracker: str, server: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one server would not be free before the old session's time is up."""
+    monkeypatch.setattr(rpc_client, "HOLD_SECONDS", 0.0)
+    request = {"command": "describe", "kind": "llvm", "files": [], "rounds": 1, "timeout": 900.0}
+
+    def ask() -> list[Any]:
+        return [rpc_client.execute(parse_address(tracker), "llvm", request) for _ in range(2)]
+
+    asked: Future[list[Any]] = Future()
+    threading.Thread(target=lambda: asked.set_result(ask()), daemon=True).start()
+    assert [answer["machine"] for answer in asked.result(200)] == [platform.machine()] * 2
+    rpc_client.release()
 
 
 @pytest.mark.slow

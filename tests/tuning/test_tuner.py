@@ -37,8 +37,8 @@ def run(tasks, trials, directory, measurer=None, device=DEVICE, **options):
 
 def test_the_optimum_is_found_with_a_fraction_of_the_space(tmp_path):
     space = sum(1 for _ in template().configs())
-    records, measurer = run([task(1, uses=2), task(3)], 130, tmp_path)
-    assert len(measurer.trials) == 130 < space
+    records, measurer = run([task(1, uses=2), task(3)], 100, tmp_path)
+    assert len(measurer.trials) == 100 < space
     assert configs_of(records) == {1: BEST[1], 3: BEST[3]}
     for record in records:
         assert record.device == DEVICE and record.machine == "formula" and record.date
@@ -78,7 +78,7 @@ def test_a_small_space_is_tried_whole_and_no_more(tmp_path):
 
 
 def test_more_trials_go_where_more_time_is_spent(tmp_path):
-    _, measurer = run([task(1), task(9, uses=4)], 120, tmp_path)
+    _, measurer = run([task(1), task(9, uses=4)], 60, tmp_path)
     counts = {size: sum(s == size for s, _ in measurer.trials) for size in (1, 9)}
     assert counts[9] > 2 * counts[1] > 0
 
@@ -104,7 +104,7 @@ def test_a_gain_below_the_margin_is_not_accepted(tmp_path):
 def test_what_computes_something_else_is_never_accepted(tmp_path):
     measurer = SyntheticMeasurer(is_wrong=lambda config: config["order"] == "e")
     with pytest.warns(UserWarning, match="synthetic computes something else than its default"):
-        records, _ = run([task(1)], 100, tmp_path, measurer)
+        records, _ = run([task(1)], 60, tmp_path, measurer)
     assert all(config["order"] != "e" for config in configs_of(records).values())
 
 
@@ -125,12 +125,12 @@ def test_where_everything_fails_nothing_is_recorded(tmp_path):
 
 def test_finished_trials_count_when_a_run_goes_on(tmp_path):
     _, first = run([task(1), task(2)], 30, tmp_path)
-    records, second = run([task(1), task(2)], 90, tmp_path)
-    assert len(first.trials) == 30 and len(second.trials) == 60
+    records, second = run([task(1), task(2)], 60, tmp_path)
+    assert len(first.trials) == 30 and len(second.trials) == 30
     both = [(size, canonical(config)) for size, config in first.trials + second.trials]
     assert len(set(both)) == len(both)
     assert set(configs_of(records)) == {1, 2}
-    again, third = run([task(1), task(2)], 90, tmp_path)
+    again, third = run([task(1), task(2)], 60, tmp_path)
     assert third.trials == third.comparisons == []
     assert again == records
 
@@ -172,7 +172,7 @@ def test_a_time_budget_ends_the_search(tmp_path, monkeypatch):
 def test_templates_with_different_features_share_a_model(tmp_path):
     other = task(5)
     other = replace(other, template=replace(other.template, name="other", featurizer=lambda c: (float(c["rows"]),)))
-    records, _ = run([task(1), other], 60, tmp_path)
+    records, _ = run([task(1), other], 40, tmp_path)
     assert {record.template for record in records} == {"synthetic", "other"}
 
 
