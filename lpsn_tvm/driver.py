@@ -106,7 +106,7 @@ def build(
                     limit=recipe.samples,
                 )
         net = Network(imported, recipe, backend.scheme, recipe.align or backend.channel_tile, data, progress=show)
-        for stage in stages(recipe, is_synthetic=data.synthetic, wants_tables=backend.wants_tables):
+        for stage in stages(recipe, is_synthetic=data.synthetic):
             with watch.stage(stage.name):
                 stage.run(net)
         parts = Parts(

@@ -16,10 +16,10 @@ from __future__ import annotations
 from typing import Any
 
 import tvm
-from tvm import relax
 
 from lpsn_tvm import graph
-from lpsn_tvm.passes.integer_ops import integer_call, tensors_of
+from lpsn_tvm.passes.absorb import absorb
+from lpsn_tvm.passes.integer_ops import tensors_of
 
 LAYERS = ("lpsn.conv2d", "lpsn.conv2d_transpose", "lpsn.dense")
 BYTES = ("int8", "uint8")
@@ -40,38 +40,13 @@ def fuse_tables(mod: tvm.IRModule) -> tvm.IRModule:
     IRModule
         The same function; a layer with a table has the name of the lookup that it took over.
     """
-    users = graph.consumers_of(mod)
-    layers: dict[str, Any] = {}
-    attrs: dict[str, dict[str, Any]] = {}
-    for var, value in graph.bindings(mod):
-        name = graph.op_name(value)
-        if name in LAYERS:
-            layers[var.name] = value
-        elif name == "lpsn.lookup" and _name(value.args[1]) in layers and users[_name(value.args[1])] == [var.name]:
-            found = _with_table(layers[_name(value.args[1])], value)
-            if found is not None:
-                attrs[var.name] = found
-    calls = {var.name: value for var, value in graph.bindings(mod) if var.name in attrs}
-    taken = {_name(call.args[1]) for call in calls.values()}
-
-    def rewrite(builder: relax.BlockBuilder, var: Any, value: Any, lookup: Any) -> Any:
-        if var.name in taken:
-            # Nobody asks for it any more: any variable will do.
-            return lookup(value.args[1])
-        if var.name in calls:
-            layer = layers[_name(value.args[1])]
-            return integer_call(graph.op_name(layer), [lookup(tensor) for tensor in tensors_of(layer)], attrs[var.name])
-        return None
-
-    return graph.rebuild(mod, rewrite) if calls else mod
-
-
-def _name(expr: Any) -> str:
-    return str(expr.name) if isinstance(expr, relax.Var) else ""
+    return absorb(mod, LAYERS, _with_table)
 
 
 def _with_table(layer: Any, call: Any) -> dict[str, Any] | None:
     """The layer's attributes with the table of the lookup; None where the two do not become one."""
+    if graph.op_name(call) != "lpsn.lookup":
+        return None
     attrs, table = graph.call_attrs(layer), call.args[2]
     if not graph.is_constant(table) or graph.dtype_of(table) not in BYTES:
         return None

@@ -11,7 +11,6 @@ from lpsn_tvm.graph import find_layers
 from lpsn_tvm.passes.canonicalize import canonicalize
 from lpsn_tvm.passes.equalize import apply_factors, choose_factors
 from lpsn_tvm.passes.fuse_float import fuse_float
-from lpsn_tvm.passes.fuse_tables import fuse_tables
 from lpsn_tvm.passes.lower_to_integer import lower_to_integer
 from lpsn_tvm.passes.plan_quantization import plan_quantization
 from lpsn_tvm.passes.prune import prune
@@ -72,10 +71,10 @@ class Stage(NamedTuple):
     run: Callable[[Network], None]
 
 
-def stages(recipe: Recipe, *, is_synthetic: bool, wants_tables: bool) -> list[Stage]:
+def stages(recipe: Recipe, *, is_synthetic: bool) -> list[Stage]:
     """The stages of this recipe, in order; one that does not apply is not in the list.
 
-    Without real calibration data only provably dead channels are removed. `wants_tables` as in `Backend`.
+    Without real calibration data only provably dead channels are removed.
     """
     wants_removal = recipe.sparsity is not None
     return [
@@ -83,7 +82,6 @@ def stages(recipe: Recipe, *, is_synthetic: bool, wants_tables: bool) -> list[St
         *([Stage("remove dead channels", _remove_dead)] if wants_removal and is_synthetic else []),
         *([Stage("prune", _prune)] if wants_removal and not is_synthetic else []),
         *([Stage("quantize", _quantize), Stage("lower to integer", _lower)] if recipe.bits else []),
-        *([Stage("fuse tables", _fuse_tables)] if recipe.bits and wants_tables else []),
         Stage("fuse float", _fuse),
     ]
 
@@ -151,10 +149,6 @@ def _quantize(net: Network) -> None:
 def _lower(net: Network) -> None:
     assert net.plan is not None
     net.mod = lower_to_integer(net.mod, net.plan, net.regions, net.scheme)
-
-
-def _fuse_tables(net: Network) -> None:
-    net.mod = fuse_tables(net.mod)
 
 
 def _fuse(net: Network) -> None:

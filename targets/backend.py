@@ -89,8 +89,9 @@ class Backend:
         The backend for a bit width, where geometry or scheme depend on it.
     namer : (backend) -> str
         What `device` is.
-    wants_tables : bool
-        Whether layers may end in a table (`passes/fuse_tables.py`): memory counts more than the lookups cost.
+    fuses_epilogues : bool
+        Whether layers end in tables and pixel shuffles (`passes/fuse_tables.py`, `passes/fuse_pixel_shuffle.py`):
+        memory counts more than what those cost. Other backends refuse such layers.
     records : Records
         Measured configurations of kernels that offer a choice; by default what the package ships.
     on_choice : (Choice) -> None
@@ -109,7 +110,7 @@ class Backend:
     measurer: Callable[[Backend, Any, Any], None] = field(repr=False)
     specializer: Callable[[Backend, Bits], Backend] = field(default=_same_for_all_bits, repr=False)
     namer: Callable[[Backend], str] = field(default=_target_as_device, repr=False)
-    wants_tables: bool = False
+    fuses_epilogues: bool = False
     records: Records = field(default_factory=shipped, repr=False)
     on_choice: Callable[[Choice], None] = field(default=nobody, repr=False)
 
@@ -153,8 +154,13 @@ class Backend:
         CompileError
             An operator has no kernel on this backend; names the operator and the variable.
         """
-        if not self.wants_tables:
-            _refuse_tables(self.name, mod)
+        if self.fuses_epilogues:
+            from lpsn_tvm.passes.fuse_pixel_shuffle import fuse_pixel_shuffle
+            from lpsn_tvm.passes.fuse_tables import fuse_tables
+
+            mod = fuse_pixel_shuffle(fuse_tables(mod))
+        else:
+            _refuse_epilogues(self.name, mod)
         return self.lowering(self, mod)
 
     def compile(self, mod: Any) -> Any:
@@ -181,12 +187,19 @@ class Backend:
         self.measurer(self, artifact, dense)
 
 
-def _refuse_tables(backend: str, mod: Any) -> None:
+def _refuse_epilogues(backend: str, mod: Any) -> None:
     from lpsn_tvm import graph
 
     for var, value in graph.bindings(mod):
-        if graph.op_name(value).startswith("lpsn.") and "table" in graph.call_attrs(value):
+        if not graph.op_name(value).startswith("lpsn."):
+            continue
+        attrs = graph.call_attrs(value)
+        if "table" in attrs:
             raise CompileError(f"layers of backend {backend} have no tables; let `lpsn.lookup` follow", where=var.name)
+        if graph.op_name(value) == "lpsn.conv2d" and attrs["block_size"] > 1:
+            raise CompileError(
+                f"layers of backend {backend} do not rearrange pixels; let `lpsn.depth_to_space` follow", where=var.name
+            )
 
 
 def get_backend(target: Any) -> Backend:

@@ -49,7 +49,7 @@ def cuda_backend(config: Mapping[str, Any]) -> Backend:
         maker=make_artifact,
         measurer=measure,
         specializer=_specialized,
-        wants_tables=True,
+        fuses_epilogues=True,
         namer=lambda backend: str(backend.geometry.arch),
     )
 

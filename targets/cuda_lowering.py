@@ -7,7 +7,6 @@ from typing import Any
 
 from lpsn_tvm import graph
 from lpsn_tvm.errors import CompileError
-from lpsn_tvm.passes.fuse_pixel_shuffle import fuse_pixel_shuffle
 from lpsn_tvm.schedules.cuda.convert import relayout
 from lpsn_tvm.schedules.cuda.weights import input_block
 from lpsn_tvm.schedules.kernel import TensorSpec
@@ -27,7 +26,7 @@ def lower(backend: Any, mod: Any) -> Any:
     """
     for value in (*mod["main"].params, *(var for var, call in graph.bindings(mod) if graph.op_name(call))):
         _check_size(value)
-    return lower_to_kernels(backend, fuse_pixel_shuffle(mod), relayout)
+    return lower_to_kernels(backend, mod, relayout)
 
 
 def _check_size(var: Any) -> None:

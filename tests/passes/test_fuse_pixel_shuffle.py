@@ -7,10 +7,11 @@ from integer_network import Builder
 from tvm import relax
 
 from lpsn_tvm import graph
-from lpsn_tvm.errors import QuantizeError
+from lpsn_tvm.errors import CompileError, QuantizeError
 from lpsn_tvm.passes.float_calls import float_call
 from lpsn_tvm.passes.fuse_pixel_shuffle import fuse_pixel_shuffle
 from lpsn_tvm.reference import run_reference
+from lpsn_tvm.targets import get_backend
 
 
 def shuffled(net, x, mode, block=2):
@@ -60,3 +61,10 @@ def test_stays_apart(body):
 def test_only_floats_of_enough_channels(channels, dtype):
     with pytest.raises(QuantizeError, match="float32 and a multiple of 4 are needed"):
         Builder().build(lambda net: net.conv("a", net.quantize(net.x), channels, out_dtype=dtype, block_size=2))
+
+
+@pytest.mark.parametrize("target", ["llvm", "vta"])
+def test_other_backends_refuse(target):
+    mod = Builder().build(lambda net: net.conv("a", net.quantize(net.x), 12, out_dtype="float32", block_size=2))
+    with pytest.raises(CompileError, match=r"a: layers of backend .* do not rearrange pixels"):
+        get_backend(target).lower(mod)

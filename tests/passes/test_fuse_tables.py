@@ -14,8 +14,6 @@ from lpsn_tvm import graph, quant
 from lpsn_tvm.errors import CompileError
 from lpsn_tvm.passes.fuse_tables import fuse_tables
 from lpsn_tvm.passes.integer_ops import integer_call
-from lpsn_tvm.passes.pipeline import stages
-from lpsn_tvm.recipe import Recipe
 from lpsn_tvm.reference import run_reference
 from lpsn_tvm.targets import get_backend
 
@@ -181,11 +179,16 @@ def test_half_up() -> None:
 
 
 def test_backends_say_whether_they_want_it() -> None:
-    wishes = {name: get_backend(name).wants_tables for name in ("llvm", "cuda -arch=sm_86", "vta")}
+    wishes = {name: get_backend(name).fuses_epilogues for name in ("llvm", "cuda -arch=sm_86", "vta")}
     assert wishes == {"llvm": False, "cuda -arch=sm_86": True, "vta": False}
-    for bits, wants, is_there in ((8, True, True), (8, False, False), (None, True, False)):
-        names = [stage.name for stage in stages(Recipe(bits=bits), is_synthetic=True, wants_tables=wants)]
-        assert ("fuse tables" in names) is is_there
+
+
+def test_lowering_fuses() -> None:
+    mod = Builder().build(lambda net: looked_up(net, "act", net.conv("conv", net.quantize(net.x), 8)))
+    for target, count in (("llvm", 3), ("cuda -arch=sm_86", 2)):
+        lowered = get_backend(target).lower(mod)
+        kernels = [name for name in operators(lowered) if name == "relax.call_tir"]
+        assert len(kernels) == count + 1, target
 
 
 @pytest.mark.parametrize("target", ["llvm", "vta"])
