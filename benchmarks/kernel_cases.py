@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ tiles of a kernel see different numbers, and within the reach of zlib, also as f
 """
 MOST_RANDOM_BYTES = 1 << 15
 RESULT = {"out_zero_point": 120, "qmin": 0, "qmax": 255, "out_dtype": "uint8"}
+TABLE = tuple(int(value) for value in np.random.default_rng(0).permutation(256))
+"""What layers with a table put out: neighbours far from each other."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,14 @@ def layers() -> Iterator[Operator]:
     yield conv(32, 1025, 32, 1, tile=Tile(16, 32, 1, 1))
     yield conv(256, 14, 256, tile=Tile(32, 64, 2, 1, 2, 3, 4))
     yield conv(256, 14, 256, tile=Tile(32, 64, 2, 1, 4, 3, 1, 2))
+    # Tables in the epilogue: in shared memory, and read by the second of two launches and by depthwise kernels.
+    for layer in (
+        conv(1, 112, 64, 5),
+        conv(64, 112, 32, residual=True),
+        conv(256, 14, 256, tile=Tile(32, 64, 2, 1, 2, 3, 4)),
+        conv(240, 28, 240, 5, groups=240),
+    ):
+        yield replace(layer, attrs={**layer.attrs, "table": TABLE})
     for channels, size, kernel, stride in ((96, 112, 3, 2), (144, 56, 3, 1), (240, 28, 5, 1), (960, 7, 3, 1)):
         yield conv(channels, size, channels, kernel, stride, groups=channels)
     yield conv(128, 28, 128, groups=32)
