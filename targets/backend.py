@@ -154,14 +154,23 @@ class Backend:
         CompileError
             An operator has no kernel on this backend; names the operator and the variable.
         """
-        if self.fuses_epilogues:
-            from lpsn_tvm.passes.fuse_pixel_shuffle import fuse_pixel_shuffle
-            from lpsn_tvm.passes.fuse_tables import fuse_tables
+        return self.lowering(self, self.fuse(mod))
 
-            mod = fuse_pixel_shuffle(fuse_tables(mod))
-        else:
+    def fuse(self, mod: Any) -> Any:
+        """The first step of `lower`: operators that this backend's layers do at their end become part of them.
+
+        Raises
+        ------
+        CompileError
+            A layer does what this backend's do not.
+        """
+        if not self.fuses_epilogues:
             _refuse_epilogues(self.name, mod)
-        return self.lowering(self, mod)
+            return mod
+        from lpsn_tvm.passes.fuse_pixel_shuffle import fuse_pixel_shuffle
+        from lpsn_tvm.passes.fuse_tables import fuse_tables
+
+        return fuse_pixel_shuffle(fuse_tables(mod))
 
     def compile(self, mod: Any) -> Any:
         """Compile a lowered module (a module with lpsn operators is lowered first); how many threads run it is the

@@ -100,9 +100,14 @@ def test_batches(name: str) -> None:
 
 
 def operators(mod: Any) -> list[str]:
-    """Operators in order; layers that end in a table with a "+ table"."""
-    calls = [value for _, value in graph.bindings(mod) if graph.op_name(value)]
-    return [graph.op_name(call) + (" + table" if "table" in graph.call_attrs(call) else "") for call in calls]
+    """Operators in order, as GPUs run them; what layers end in behind a "+"."""
+    found = []
+    for _, call in graph.bindings(get_backend("cuda -arch=sm_86").fuse(mod)):
+        if name := graph.op_name(call):
+            attrs = graph.call_attrs(call)
+            name += " + table" if "table" in attrs else " + pixel shuffle" if attrs.get("block_size", 1) > 1 else ""
+            found.append(name)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -117,15 +122,22 @@ def test_activations_are_tables_of_layers(bits: Any, arch: str) -> None:
     assert "lpsn.lookup" not in found
     assert found.count("lpsn.conv2d + table") == 4
     assert found.count("lpsn.conv2d_transpose + table") == found.count("lpsn.dense + table") == 1
-    assert any("table" in graph.call_attrs(call) and len(call.args) > 5 for _, call in graph.bindings(mod))
+    fused = graph.bindings(get_backend(f"cuda -arch={arch}").fuse(mod))
+    assert any("table" in graph.call_attrs(call) and len(call.args) > 5 for _, call in fused if graph.op_name(call))
     check(mod, arch)
 
 
-def test_espcn_has_no_launch_for_its_activations() -> None:
+def test_espcn_is_one_launch_a_layer() -> None:
     mod = built("espcn", FAST["espcn"], 8)
-    assert operators(mod)[:4] == ["lpsn.quantize", "lpsn.conv2d + table", "lpsn.conv2d + table", "lpsn.conv2d"]
+    layers = ["lpsn.conv2d + table", "lpsn.conv2d + table", "lpsn.conv2d + pixel shuffle"]
+    assert operators(mod) == ["lpsn.quantize", *layers]
     _, plan = generate(get_backend("cuda -arch=sm_86"), mod)
-    assert len(plan.launches) == 5
+    assert len(plan.launches) == 4
+
+
+def test_a_dense_layer_is_the_last_launch() -> None:
+    _, plan = generate(get_backend("cuda -arch=sm_86"), built("resnet20", FAST["resnet20"], 8))
+    assert plan.launches[-1].kernel.startswith("dense") and plan.launches[-1].operations > 0
 
 
 def check_seed(seed: int, blocks: Sequence[str] = tuple(BLOCKS)) -> Any:
