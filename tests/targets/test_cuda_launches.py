@@ -43,7 +43,7 @@ def check(mod: Any, arch: str) -> None:
     cuda_sass.require_tools()
     source, plan = generate(get_backend(f"cuda -arch={arch}"), mod)
     code = cuda_sass.kernel_code(source.source, arch)
-    assert len(plan.launches) > 4
+    assert len(plan.launches) >= 4
     for launch in plan.launches:
         check_size(launch, code[launch.kernel], arch)
         check_arguments(launch, _parameters(source.source, launch.kernel))
