@@ -7,12 +7,12 @@
     ... --networks all --batches 2 --check                       # those of the other benchmarks, too
 
 Networks: ResNet-18, ResNet-50, MobileNetV2, ESPCN; batch 1, 8, 64; ours as W8A8, W4A8, W4A4 (on Hopper 4 bits are
-storage), and W8A8 with 30 and 50 % of the channels removed. Peers run the same network in fp16, channels last, batch
-norm folded: torch eager, torch.compile in mode max-autotune (which records CUDA graphs) for exactly this batch size,
-TensorRT where it is installed, as a CUDA graph. Every contender reads a tensor on the GPU and leaves one there. All of
-one network and batch are timed in one process, one after the other round by round; a time is a burst of calls between
-two events. Printed are medians and medians of per-round ratios; before that each module has to give the expected output
-bit for bit.
+storage), each whole and with 30 and 50 % of the channels removed. Peers run the same network in fp16, channels last,
+batch norm folded: torch eager, torch.compile in mode max-autotune (which records CUDA graphs) for exactly this batch
+size, TensorRT where it is installed, as a CUDA graph. Every contender reads a tensor on the GPU and leaves one there.
+All of one network and batch are timed in one process, one after the other round by round; a time is a burst of calls
+between two events. Printed are medians and medians of per-round ratios; before that each module has to give the
+expected output bit for bit.
 
 The roofline of every kernel is the larger of its bytes by the copy bandwidth and its operations by the 8-bit matrix
 rate, both measured first in the same process (`torch.Tensor.copy_`, `torch._int_mm`); its share is that time by its

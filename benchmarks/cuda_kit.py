@@ -39,6 +39,10 @@ VARIANTS = (
     Variant("W4A4", 4),
     Variant("W8A8, 30 % removed", 8, 0.3),
     Variant("W8A8, 50 % removed", 8, 0.5),
+    Variant("W4A8, 30 % removed", (4, 8), 0.3),
+    Variant("W4A8, 50 % removed", (4, 8), 0.5),
+    Variant("W4A4, 30 % removed", 4, 0.3),
+    Variant("W4A4, 50 % removed", 4, 0.5),
 )
 
 
