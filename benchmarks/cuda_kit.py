@@ -1,4 +1,5 @@
-"""Modules for the GPU benchmark, built anywhere: each with inputs and the outputs that it must give bit for bit.
+"""Modules for the GPU benchmark, built anywhere: each with inputs and the outputs that it must give, bit for bit unless
+operators compute in float (`is_inexact` in kit.json: exp and sums may round otherwise).
 
 A kit is a folder: `kit.json` (what is in it, seconds per build) and per case a module file and an .npz with input and
 expected output. Expected outputs come from the same integer network compiled for this machine's CPU, whose equality
@@ -38,6 +39,10 @@ VARIANTS = (
     Variant("W4A4", 4),
     Variant("W8A8, 30 % removed", 8, 0.3),
     Variant("W8A8, 50 % removed", 8, 0.5),
+    Variant("W4A8, 30 % removed", (4, 8), 0.3),
+    Variant("W4A8, 50 % removed", (4, 8), 0.5),
+    Variant("W4A4, 30 % removed", 4, 0.3),
+    Variant("W4A4, 50 % removed", 4, 0.5),
 )
 
 
@@ -77,28 +82,32 @@ def prepare(folder: Path, cases: Iterable[Case], target: str) -> dict[str, Any]:
     """Build every case that is not there yet and write the list of all."""
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / "kit.json"
-    kit: dict[str, Any] = json.loads(index.read_text()) if index.exists() else {"target": target, "cases": {}}
+    kit: dict[str, Any] = read_index(folder, "cases") if index.exists() else {"target": target, "cases": {}}
+    if kit["target"] != target:
+        raise SystemExit(f"{folder} is for {kit['target']!r}, not for {target!r}; take another folder")
     models: dict[str, Any] = {}
     for case in cases:
         if case.stem in kit["cases"]:
             continue
         if case.network not in models:
             models[case.network] = all_networks()[case.network]()
-        seconds = _build(folder, case, models[case.network], target)
+        seconds, is_inexact = _build(folder, case, models[case.network], target)
         kit["cases"][case.stem] = {
             "network": case.network,
             "variant": dataclasses.asdict(case.variant),
             "batch": case.batch,
             "build_seconds": seconds,
+            "is_inexact": is_inexact,
         }
         index.write_text(json.dumps(kit, indent=1) + "\n")
         print(f"{case.stem:32s} built in {sum(seconds.values()):6.1f} s", flush=True)
     return kit
 
 
-def _build(folder: Path, case: Case, model: Any, target: str) -> dict[str, float]:
+def _build(folder: Path, case: Case, model: Any, target: str) -> tuple[dict[str, float], bool]:
     import lpsn_tvm
     from benchmarks import models
+    from lpsn_tvm import graph
     from lpsn_tvm.targets import get_backend
 
     backend = get_backend(target)
@@ -109,6 +118,7 @@ def _build(folder: Path, case: Case, model: Any, target: str) -> dict[str, float
 
     def maker(chosen: Any, mod: Any, parts: Any, progress: Any) -> Any:
         expected["y"] = get_backend("llvm").build(mod, parts)(x)
+        expected["is_inexact"] = any(graph.is_inexact(value) for _, value in graph.bindings(mod))
         start = time.perf_counter()
         artifact = backend.maker(chosen, mod, parts, progress)
         expected["seconds"] = time.perf_counter() - start
@@ -129,7 +139,7 @@ def _build(folder: Path, case: Case, model: Any, target: str) -> dict[str, float
     module.save(folder / f"{case.stem}.lpsn")
     np.savez(folder / f"{case.stem}.npz", x=x[:2], y=np.asarray(expected["y"])[:2])
     before = sum(seconds for name, seconds in module.report.seconds.items() if name != "compile")
-    return {"before": before, "compile": float(expected["seconds"])}
+    return {"before": before, "compile": float(expected["seconds"])}, bool(expected["is_inexact"])
 
 
 def read_index(folder: Path, entry: str) -> dict[str, Any]:

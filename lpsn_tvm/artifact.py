@@ -145,11 +145,33 @@ class Artifact(ABC):
         """
         arrays = self._arrays(args, kwargs)
         count = arrays[0].shape[0]
+        for index in range(len(self.outputs)):
+            self.rows(index, count)
         pieces = [self._run_piece([a[i : i + self.batch] for a in arrays]) for i in range(0, max(count, 1), self.batch)]
         results = [np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*pieces, strict=True)]
         if len(results) == 1:
             return results[0]
         return {info.name: result for info, result in zip(self.outputs, results, strict=True)}
+
+    def rows(self, index: int, count: int) -> int:
+        """First extent of an output for so many samples.
+
+        Raises
+        ------
+        LpsnError
+            It is not the batch size, and `count` is not made of whole batches.
+        """
+        info = self.outputs[index]
+        whole, rest = divmod(count, self.batch)
+        if info.shape[:1] == (self.batch,):
+            return count
+        if rest or (whole > 1 and not info.shape):
+            raise LpsnError(
+                f"has shape {info.shape} for {self.batch} samples, so that it cannot be cut for {count}; run "
+                + (f"a multiple of {self.batch}" if info.shape else f"{self.batch} at once"),
+                where=f"output {info.name!r}",
+            )
+        return info.shape[0] * whole if info.shape else 1
 
     def _run_piece(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         count = arrays[0].shape[0]

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -76,10 +77,20 @@ def light_stack() -> Iterator[None]:
         inspect.stack = original
 
 
-def import_tensor_intrinsics() -> None:
-    """`import tvm.s_tir.tensor_intrin` in seconds instead of a minute; needed by MetaSchedule's stock rules only."""
-    with light_stack():
-        import tvm.s_tir.tensor_intrin  # noqa: F401
+@contextlib.contextmanager
+def without_tensor_intrinsics() -> Iterator[None]:
+    """`TuneContext` imports `tvm.s_tir.tensor_intrin`, which only MetaSchedule's stock rules need: a minute (seconds in
+    `light_stack`) that is saved in here.
+    """
+    name = "tvm.s_tir.tensor_intrin"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = ModuleType(name)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def import_tvm() -> Any:

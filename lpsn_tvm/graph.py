@@ -51,6 +51,16 @@ def op_name(call: Any) -> str:
     return ""
 
 
+FLOAT_MOVES = ("resize_nearest", "strided_slice", "depth_to_space", "reshape", "transpose", "concat")
+"""Float operators that move numbers and compute none."""
+
+
+def is_inexact(call: Any) -> bool:
+    """Whether a float operator computes, so that targets may round otherwise."""
+    name = op_name(call)
+    return name.startswith(("relax.", "lpsn.float_")) and name.removeprefix("lpsn.float_") not in FLOAT_MOVES
+
+
 def shape_of(expr: Any) -> tuple[int, ...]:
     """The static shape of a tensor expression."""
     return tuple(int(extent) for extent in expr.ty.shape.values)

@@ -46,7 +46,10 @@ def _run(artifact: CudaArtifact, inputs: list[DeviceInput], like: Any, stream: i
         if other.device != first.device:
             raise LpsnError("all inputs must be on the same GPU", where="module call")
     runner = artifact.runner(first.device)
-    made = [make_output(like, runner, (count, *port.shape[1:]), port.dtype, stream) for port in runner.program.outputs]
+    made = [
+        make_output(like, runner, (artifact.rows(i, count), *port.shape[1:]) if port.shape else (), port.dtype, stream)
+        for i, port in enumerate(runner.program.outputs)
+    ]
     held = [tensor.held for tensor in inputs if tensor.held is not None]
     runner.run_on_device(
         [tensor.address for tensor in inputs],

@@ -280,7 +280,7 @@ class Runner:
     def _run_pieces(self, inputs: Sequence[int], outputs: Sequence[int], stream: int, count: int) -> None:
         ports = (*self.program.inputs, *self.program.outputs)
         for start in range(0, count, self.batch):
-            offsets = (start * _sample_bytes(port) for port in ports)
+            offsets = (self._bytes(port, start) for port in ports)
             addresses = tuple(a + offset for a, offset in zip((*inputs, *outputs), offsets, strict=True))
             self._run_piece(addresses, stream, min(self.batch, count - start))
 
@@ -291,10 +291,14 @@ class Runner:
             return
         known = len(self._inputs)
         for port, own, address in zip(self.program.inputs, self._inputs, addresses[:known], strict=True):
-            self.driver.on_device(own, address, count * _sample_bytes(port), stream)
+            self.driver.on_device(own, address, self._bytes(port, count), stream)
         self.enqueue(self.own_addresses, stream)
         for port, own, address in zip(self.program.outputs, self._outputs, addresses[known:], strict=True):
-            self.driver.on_device(address, own, count * _sample_bytes(port), stream)
+            self.driver.on_device(address, own, self._bytes(port, count), stream)
+
+    def _bytes(self, port: Port, count: int) -> int:
+        """Of so many samples; where the first axis is not the batch, whole batches."""
+        return port.size * count // self.batch
 
     def _record(self, inputs: Sequence[int], outputs: Sequence[int], stream: int, count: int) -> None:
         """Put the launches one by one on a stream that is being recorded into the caller's graph, which a graph cannot
@@ -365,10 +369,6 @@ def _are_aligned(addresses: Sequence[int]) -> bool:
     for address in addresses:
         bits |= address
     return bits % VECTOR_BYTES == 0
-
-
-def _sample_bytes(port: Port) -> int:
-    return port.size // max(port.shape[0], 1)
 
 
 def _release(driver: Driver, context: int, taken: list[tuple[str, int]]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,6 +76,28 @@ def test_any_batch_runs_in_pieces(artifact: Artifact, count: int) -> None:
     assert isinstance(result, dict)
     np.testing.assert_array_equal(result["y"], x + np.arange(-8, 0))
     np.testing.assert_array_equal(result["z"], np.maximum(result["y"], 0))
+
+
+class Pairs(LibraryArtifact):
+    """Sums of two neighbouring samples, and of all."""
+
+    def execute(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return [arrays[0].reshape(2, 2, 8).sum(1), np.asarray(arrays[0].sum())][: len(self.outputs)]
+
+
+def test_outputs_without_a_batch_axis_are_not_cut() -> None:
+    infos = [TensorInfo("pairs", (2, 8)), TensorInfo("sum", ())]
+    shared: dict[str, Any] = {"recipe": Recipe(), "report": Report(), "target": "llvm", "library": b"", "params": []}
+    pairs = Pairs(inputs=[TensorInfo("x", (4, 8))], outputs=infos[:1], **shared)
+    x = np.arange(64.0).reshape(8, 8)
+    np.testing.assert_array_equal(pairs(x), x.reshape(4, 2, 8).sum(1))
+    for count in (2, 6):
+        with pytest.raises(LpsnError, match=r"'pairs': has shape \(2, 8\) for 4 samples.* a multiple of 4"):
+            pairs(x[:count])
+    both = Pairs(inputs=[TensorInfo("x", (4, 8))], outputs=infos, **shared)
+    assert both(x[:4])["sum"] == x[:4].sum()
+    with pytest.raises(LpsnError, match=r"'sum': has shape \(\) for 4 samples.*; run 4 at once"):
+        both(x)
 
 
 def test_call_forms_agree(artifact: Artifact) -> None:

@@ -199,6 +199,29 @@ def test_measuring_keeps_medians_and_ratios(
     assert printed.count("1.25 MB of weights") == len(CASES)
 
 
+def test_rounding_is_allowed_where_floats_are_computed(
+    kit: Path, stand_in: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A difference below the tolerance is an error of integer networks only, a larger one of any."""
+    case, entry = CASES[0], cuda_kit.load(kit)[CASES[0]]
+    assert entry["is_inexact"] is False
+    arrays = dict(np.load(kit / f"{case.stem}.npz", allow_pickle=False))
+    try:
+        for share, kind, verdict in ((1e-6, True, "close"), (1e-6, False, "WRONG"), (1e-3, True, "WRONG")):
+            wrong = arrays["y"].copy()
+            wrong.flat[3] += share * np.ptp(wrong)
+            np.savez(kit / f"{case.stem}.npz", x=arrays["x"], y=wrong)
+            assert bool(stand_in.check(kit, {case: entry | {"is_inexact": kind}})) == (verdict == "WRONG")
+            assert verdict in capsys.readouterr().out
+    finally:
+        np.savez(kit / f"{case.stem}.npz", **arrays)
+
+
+def test_a_kit_is_for_one_target(kit: Path) -> None:
+    with pytest.raises(SystemExit, match=r"is for 'llvm', not for 'cuda -arch=sm_90'"):
+        cuda_kit.prepare(kit, CASES, "cuda -arch=sm_90")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "is no kit .*kit.json.*--prepare"), ("{", "is no kit"), ('{"archs": []}', "another script.*no 'cases'")],

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from integer_operators import FAMILIES, Operators, is_inexact
+from integer_operators import FAMILIES, Operators
 from random_graphs import BLOCKS, models
 from small_graphs import random_feed, simple_plan
 
@@ -48,7 +48,7 @@ def check_network(model: Any, bits: int, seed: int) -> None:
     feeds = random_feed(mod, seed)
     want = list(run_reference(lowered, feeds).values())
     got = load(get_backend("llvm").compile(lowered))(list(feeds.values()))
-    has_float = any(is_inexact(value) for _, value in graph.bindings(lowered))
+    has_float = any(graph.is_inexact(value) for _, value in graph.bindings(lowered))
     for result, value in zip(got, want, strict=True):
         if has_float:
             # A boundary may be crossed where a float operator rounded otherwise; at few bits that spreads.

@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from importlib import metadata
+from types import ModuleType
 
 import pytest
 
@@ -43,6 +44,23 @@ def test_tune_context_with_a_space_generator_survives():
 def test_a_crash_of_the_smoke_test_names_the_wanted_releases(program):
     with pytest.raises(CompileError, match=r"MetaSchedule does not work .*apache-tvm-ffi==0.1.14.post1"):
         compat.smoke_test((sys.executable, "-c", program))
+
+
+def test_a_tune_context_does_without_tensor_intrinsics(monkeypatch):
+    name = "tvm.s_tir.tensor_intrin"
+    compat.import_tvm()
+    from tvm.s_tir import meta_schedule
+
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    with compat.without_tensor_intrinsics():
+        meta_schedule.TuneContext()
+        assert not hasattr(sys.modules[name], "__file__")
+    assert name not in sys.modules, "whoever needs them can import them"
+    real = ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, real)
+    with compat.without_tensor_intrinsics():
+        assert sys.modules[name] is real
+    assert sys.modules[name] is real
 
 
 def test_workers_import_tvm_without_torch():

@@ -2,7 +2,9 @@
 
 The formulas below are those of the PTX ISA, section "Matrix multiply-accumulate operation using mma instruction",
 written per instruction as they are printed there (`group` is groupID, `tig` is threadID_in_group); the emulation
-derives its layout from one rule, so the two are independent.
+derives its layout from one rule, so the two are independent. The 8-bit ones agree with the layouts of CUTLASS
+(cute/atom/mma_traits_sm80.hpp), which has the same pattern of registers for 1-bit m16n8k256; so do operand order and
+signs of the 4-bit ones (cute/arch/mma_sm80.hpp).
 """
 
 from __future__ import annotations

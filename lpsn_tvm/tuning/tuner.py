@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lpsn_tvm.budget import Budget
-from lpsn_tvm.compat import check_versions, import_tensor_intrinsics, numpy_seed, quiet_metaschedule
+from lpsn_tvm.compat import check_versions, numpy_seed, quiet_metaschedule, without_tensor_intrinsics
 from lpsn_tvm.progress import ProgressCallback, show_detail, silent
 from lpsn_tvm.records import Record, Records
 from lpsn_tvm.schedules.template import Config, canonical
@@ -97,10 +97,9 @@ def tune_tasks(
     """`tune` of given tasks; configurations of known records are tried first."""
     if not tasks:
         return Records()
-    import_tensor_intrinsics()
     run = _Run(tasks, device, budget, directory, measurer, progress, seed)
     try:
-        with run.control.interruptible(), quiet_metaschedule(), numpy_seed(seed):
+        with run.control.interruptible(), quiet_metaschedule(), numpy_seed(seed), without_tensor_intrinsics():
             run.measure_first(known or Records())
             run.search()
             run.save_time()

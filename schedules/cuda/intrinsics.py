@@ -226,6 +226,9 @@ with adding the zero point.
 def store_saturated(is_signed: bool, has_zero_point: bool) -> Function:
     """Eight integers as eight bytes that saturate (sm_72 and later); with a zero point, integers as `TO_BITS` makes
     them and the zero point added.
+
+    Source: PTX ISA, "cvt.pack": the second operand becomes the lowest byte, the third moves up by two (CUTLASS'
+    cutlass/numeric_conversion.h relies on the same order).
     """
     x = "s8" if is_signed else "u8"
     added = " + (zero_point - 0x4B400000)" if has_zero_point else ""

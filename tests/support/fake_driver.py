@@ -44,6 +44,11 @@ class FakeDriver:
         self.library.fake_reset(number, devices)
         self.errors.clear()
 
+    def forget_source(self) -> None:
+        """As before the first `run_source`."""
+        self.library.fake_set_parameter_counts(None)
+        self.library.fake_set_launcher(None)
+
     @property
     def calls(self) -> list[str]:
         return self.library.fake_log().decode().split()

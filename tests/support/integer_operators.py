@@ -261,11 +261,3 @@ def moves(o: Operators) -> None:
 
 
 FAMILIES = {f.__name__: f for f in (convolutions, depthwise_and_transposed, dense_layers, elementwise, poolings, moves)}
-
-MOVES = ("resize_nearest", "strided_slice", "depth_to_space", "reshape", "transpose", "concat")
-
-
-def is_inexact(call: Any) -> bool:
-    """Whether a float operator computes (and may round otherwise), rather than move numbers."""
-    name = graph.op_name(call)
-    return name.startswith(("relax.", "lpsn.float_")) and name.removeprefix("lpsn.float_") not in MOVES

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +52,42 @@ def test_source_is_as_written() -> None:
     assert source.count("__syncthreads()") == 1
     assert source.count("#pragma unroll 1\n") == 1
     assert "lpsn_rolled" not in source
+
+
+DRIVER = (
+    *("cuInit", "cuDriverGetVersion", "cuGetProcAddress", "cuGetProcAddress_v2", "cuDeviceGetName", "cuModuleLoadData"),
+    *("cuModuleUnload", "cuModuleGetFunction", "cuFuncSetAttribute", "cuLaunchKernelEx", "cuTensorMapEncodeTiled"),
+    *("cuGetErrorName", "cuGetErrorString"),
+)
+"""What TVM's CUDA runtime and NVIDIA's want of the driver before they load."""
+GENERATE = """
+import sys
+import tvm
+from lpsn_tvm.targets.cuda_compile import cuda_source
+from test_cuda_compile import _two_launches
+
+source = cuda_source({"twice": _two_launches()}, "sm_80").source
+print(any("libtvm_runtime_cuda" in line for line in open("/proc/self/maps")))
+sys.stdout.write(source)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is missing")
+def test_where_a_driver_is_the_source_is_the_same(tmp_path: Path) -> None:
+    """Only there TVM loads its CUDA runtime, which brings code generation of its own along."""
+    (tmp_path / "driver.c").write_text("".join(f"int {name}(void) {{ return 100; }}\n" for name in DRIVER))
+    command = ["gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", "libcuda.so.1", "driver.c"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    environment = os.environ | {
+        "LD_LIBRARY_PATH": f"{tmp_path}:{os.environ.get('LD_LIBRARY_PATH', '')}",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
+    done = subprocess.run([sys.executable, "-c", GENERATE], env=environment, capture_output=True, text=True, check=True)
+    is_loaded, source = done.stdout.split("\n", 1)
+    if is_loaded == "False":
+        pytest.skip("TVM's CUDA runtime needs NVIDIA's, which is not here")
+    assert source == cuda_source({"twice": _two_launches()}, "sm_80").source
 
 
 @needs_nvcc

@@ -11,7 +11,7 @@ import pytest
 from cuda_programs import run_module
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from integer_operators import FAMILIES, Operators, is_inexact
+from integer_operators import FAMILIES, Operators
 from random_graphs import BLOCKS, models
 from small_graphs import random_feed, simple_plan
 
@@ -47,7 +47,7 @@ def check_network(model: Any, bits: int, seed: int, arch: str = "sm_86") -> None
     feeds = random_feed(mod, seed)
     want = list(run_reference(lowered, feeds).values())
     got = run_module(cuda_backend({"kind": "cuda", "arch": arch}), lowered, feeds)
-    has_float = any(is_inexact(value) for _, value in graph.bindings(lowered))
+    has_float = any(graph.is_inexact(value) for _, value in graph.bindings(lowered))
     for result, value in zip(got, want, strict=True):
         if has_float:
             # A boundary may be crossed where a float operator rounded otherwise; at few bits that spreads.
@@ -99,6 +99,6 @@ def test_networks_of_the_benchmark_equal_the_reference(name: str, bits: int) -> 
     feeds = random_feed(mod, 1)
     want = list(run_reference(lowered, feeds).values())
     got = run_module(get_backend("cuda -arch=sm_86"), lowered, feeds)
-    has_float = any(is_inexact(value) for _, value in graph.bindings(lowered))
+    has_float = any(graph.is_inexact(value) for _, value in graph.bindings(lowered))
     for result, value in zip(got, want, strict=True):
         np.testing.assert_allclose(result, value, rtol=0, atol=1e-5 * float(np.ptp(value)) if has_float else 0)

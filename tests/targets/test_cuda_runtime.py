@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from fake_driver import FakeDriver
 
 import lpsn_tvm
 from lpsn_tvm.artifact import TensorInfo
-from lpsn_tvm.errors import ArtifactError
+from lpsn_tvm.errors import ArtifactError, LpsnError
 from lpsn_tvm.targets import cuda_driver, cuda_staging
 from lpsn_tvm.targets.cuda_artifact import CudaArtifact, measure
 from lpsn_tvm.targets.cuda_graphs import caller_places, copied_outputs
@@ -40,6 +41,21 @@ def test_a_call_equals_the_reference_and_launches_one_graph(network: SmallNetwor
 def test_batches_of_other_sizes_run_in_pieces(network: SmallNetwork, driver: FakeDriver) -> None:
     x = feed(batch=5)
     np.testing.assert_array_equal(network.module()(x), network.reference(x))
+
+
+def test_outputs_whose_first_axis_is_not_the_batch(network: SmallNetwork, driver: FakeDriver) -> None:
+    (port,) = network.program.outputs
+    joined = (1, port.shape[0] * port.shape[1], *port.shape[2:])
+    program = dataclasses.replace(network.program, outputs=(dataclasses.replace(port, shape=joined),))
+    module = dataclasses.replace(network.module(program), outputs=[TensorInfo("y", joined)])
+    x = driver.register(feed(batch=4))
+    expected = network.reference(x).reshape(2, *joined[1:])
+    np.testing.assert_array_equal(module(x), expected)
+    interface = {"shape": x.shape, "typestr": "<f4", "data": (x.ctypes.data, False), "version": 3, "stream": 1}
+    result = module(SimpleNamespace(__cuda_array_interface__=interface))
+    np.testing.assert_array_equal(np.asarray(result), expected)
+    with pytest.raises(LpsnError, match="a multiple of 2"):
+        module(SimpleNamespace(__cuda_array_interface__=interface | {"shape": (3, *x.shape[1:])}))
 
 
 @pytest.mark.parametrize("piece", [512, 100])

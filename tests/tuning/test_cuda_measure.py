@@ -54,6 +54,7 @@ def measurer(backend: Backend, library: FakeDriver, monkeypatch: Any) -> Iterato
 def driver(library: FakeDriver, monkeypatch: Any) -> Iterator[FakeDriver]:
     """The stand-in in this process."""
     library.reset()
+    library.forget_source()
     monkeypatch.setattr(cuda_timing, "LEAST_SWEEP_BYTES", 1 << 20)
     monkeypatch.setattr(cuda_driver, "LIBRARY", str(library.path))
     _forget()
@@ -135,6 +136,7 @@ def test_a_sample_sweeps_the_cache_writes_inputs_and_takes_events(built: Any, dr
 
 
 def test_what_a_candidate_took_is_given_back(built: Any, driver: FakeDriver) -> None:
+    driver.run_source(built.source, built.launches)
     cuda_timing._sweep_area()
     before = driver.live
     subject = timing.load_subject(built.files[2])

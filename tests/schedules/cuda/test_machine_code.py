@@ -23,7 +23,9 @@ SHARED_LIMIT = {
 """KiB of a block, by what the compiler at hand makes code for."""
 
 
-def _conv2d(isa: CudaIsa, tile: Tile | None, bits: int = 8, channels: int = 256, kernel: int = 3) -> Kernel:
+def _conv2d(
+    isa: CudaIsa, tile: Tile | None, bits: int = 8, channels: int = 256, kernel: int = 3, *, has_table: bool = False
+) -> Kernel:
     rng = np.random.default_rng(0)
     out, limit = 256, 1 << bits - 1
     stride = 1 if channels > 4 else 2
@@ -34,7 +36,9 @@ def _conv2d(isa: CudaIsa, tile: Tile | None, bits: int = 8, channels: int = 256,
     }
     data = TensorSpec((8, channels, 28, 28), "uint8", 32)
     residual = TensorSpec((8, out, -(-28 // stride), -(-28 // stride)), "uint8", 32)
-    attrs = {"strides": (stride, stride), "padding": (kernel // 2,) * 4, "x_zero_point": 3}
+    attrs: dict[str, Any] = {"strides": (stride, stride), "padding": (kernel // 2,) * 4, "x_zero_point": 3}
+    if has_table:
+        attrs |= {"table": tuple(range(256))}
     made = conv2d((data, residual), constants, attrs, isa, tile)
     assert made is not None
     return made
@@ -95,6 +99,7 @@ def test_default_kernels(arch: str) -> None:
     kernels = {
         "conv2d": _conv2d(isa, None),
         "conv2d_4bit": _conv2d(isa, None, bits=4),
+        "conv2d_table": _conv2d(isa, None, has_table=True),
         "conv2d_colours": _conv2d(isa, None, channels=3, kernel=7),
         "conv2d_transpose": _conv2d_transpose(isa),
         "dense": _dense(isa, 8),
@@ -107,7 +112,13 @@ def test_default_kernels(arch: str) -> None:
 def test_every_tile(arch: str) -> None:
     isa = ARCHITECTURES[arch]
     kernels = {}
-    for name, options in {"conv": {}, "conv_4bit": {"bits": 4}, "colours": {"channels": 3, "kernel": 7}}.items():
+    layers: dict[str, dict[str, Any]] = {
+        "conv": {},
+        "conv_4bit": {"bits": 4},
+        "colours": {"channels": 3, "kernel": 7},
+        "conv_table": {"has_table": True},
+    }
+    for name, options in layers.items():
         geometry: Any = _conv2d(isa, None, **options).key[2]
         for tile in candidates(geometry, isa):
             # Of every shape the longest stage, without slices and with them.
