@@ -58,7 +58,9 @@ def machine_code(arch: str) -> Mapping[str, cuda_sass.KernelCode]:
     return {name.removesuffix("_kernel"): code for name, code in found.items()}
 
 
-ARCHITECTURES = pytest.mark.parametrize("arch", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
+ARCHITECTURES = pytest.mark.parametrize(
+    "arch", [*(pytest.param(arch, marks=pytest.mark.slow) for arch in ("sm_75", "sm_80", "sm_86", "sm_89")), "sm_90"]
+)
 
 
 @ARCHITECTURES
