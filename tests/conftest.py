@@ -1,7 +1,7 @@
 """A test that hangs ends its process with the stacks of all threads; pytest-xdist then names the test and goes on.
 
-Random examples are the same in every run, however busy the machine is. Others, to look for what is still hidden:
-`pytest --hypothesis-profile=search`, and `--hypothesis-seed=1` with it for those of a seed.
+Random examples are the same in every run, however busy the machine is. Others, where a test does not say
+`derandomize` itself: `pytest --hypothesis-profile=search`, and `--hypothesis-seed=1` with it for those of a seed.
 """
 
 from __future__ import annotations
