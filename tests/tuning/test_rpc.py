@@ -39,6 +39,8 @@ from lpsn_tvm.tuning.rpc_server import listening_socket, parse_address
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_PORT = 21000
+PRCTL = ctypes.CDLL(None).prctl
+"""Looked up before processes are forked: another thread may hold the loader's lock then."""
 
 
 def program(folder: Path, *arguments: str) -> AbstractContextManager[tuple[subprocess.Popen[bytes], str]]:
@@ -48,7 +50,7 @@ def program(folder: Path, *arguments: str) -> AbstractContextManager[tuple[subpr
 
 def _end_with_parent() -> None:
     """Also when the tests themselves are killed."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    PRCTL(1, signal.SIGKILL)
 
 
 @contextmanager
