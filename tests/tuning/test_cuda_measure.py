@@ -14,6 +14,7 @@ import fake_gpu
 import gpu_templates
 import numpy as np
 import pytest
+from cuda_modules import small_network
 from fake_driver import FakeDriver
 
 from lpsn_tvm import quant
@@ -21,7 +22,7 @@ from lpsn_tvm.errors import ArtifactError, TuningError
 from lpsn_tvm.targets import cuda_compile, cuda_driver
 from lpsn_tvm.targets.backend import Backend, get_backend
 from lpsn_tvm.tuning import build as building
-from lpsn_tvm.tuning import cuda_timing, timing
+from lpsn_tvm.tuning import cuda_timing, network_timing, timing
 from lpsn_tvm.tuning.candidate_file import CandidateFile, random_input
 from lpsn_tvm.tuning.measure import KernelMeasurer
 from lpsn_tvm.tuning.place import LocalPlace
@@ -155,6 +156,16 @@ def test_comparisons_see_a_wrong_configuration(built: Any, driver: FakeDriver) -
     assert compared["is_equal"] == [True, True, False]
     seconds = [pytest.approx(count * LAUNCH_SECONDS) for count in (1, 1, 2)]
     assert compared["seconds"] == [[value] * 2 for value in seconds]
+
+
+def test_whole_networks_are_timed_in_turn(driver: FakeDriver, tmp_path: Path, monkeypatch: Any) -> None:
+    network = small_network()
+    driver.run_source(network.source, network.program.launches, {port.place for port in network.program.outputs})
+    monkeypatch.setattr(network_timing, "MOST", network_timing.LEAST)
+    path = str(network.module().save(tmp_path / "net.lpsn"))
+    seconds = timing.execute("networks", "cuda", [path, path], 2)["seconds"]
+    assert seconds == [[pytest.approx(LAUNCH_SECONDS * len(network.program.launches))] * 2] * 2
+    assert not driver.errors
 
 
 def test_failures_are_told_in_the_drivers_words(built: Any, driver: FakeDriver) -> None:
